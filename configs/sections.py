@@ -1,0 +1,246 @@
+"""One frozen dataclass per config group that no package owns; the packages' own configs stand beside their code."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bliss import BlissConfig
+from moe_pipeline import GateConfig
+from omoe import OMoEConfig
+
+from configs.typed import closest
+
+
+def at_least(section: object, low: float, *names: str) -> None:
+    """Refuse fields of a section below a bound; None means unset and passes.
+
+    Raises:
+        ValueError: Names the field, what it got and the bound.
+    """
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < low:
+            raise ValueError(f"{name}: got {value}, accepts {low} or more")
+
+
+def share(section: object, *names: str) -> None:
+    """Refuse fields outside [0, 1)."""
+    for name in names:
+        value = getattr(section, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}: got {value}, accepts a number from 0 up to but not including 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The test-bed network: built from these sizes, or a pretrained encoder."""
+
+    kind: Literal["marian", "bart", "bert"]
+    """Network class: marian and bart are encoder-decoders with the library's generation, bert is an encoder."""
+    pretrained: str | None = None
+    """Name of a pretrained encoder (`minilm`) or a local folder in the library's format; the sizes below are then its own."""
+    vocab_size: int = 6000
+    """Subwords in the tokenizer trained on the training split, special tokens included."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    d_ff: int = 1024
+    """Hidden width of a feed-forward layer and of an expert."""
+    num_heads: int = 4
+    """Attention heads."""
+    num_encoder_layers: int = 3
+    """Encoder layers."""
+    num_decoder_layers: int = 3
+    """Decoder layers; ignored by an encoder."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Activation inside feed-forward layers."""
+    dropout: float = 0.1
+    """Dropout of hidden states."""
+    max_length: int = 128
+    """Longest sequence in subwords; longer ones are truncated."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "d_model", "d_ff", "num_heads", "num_encoder_layers", "num_decoder_layers")
+        at_least(self, 8, "max_length")
+        at_least(self, 300, "vocab_size")
+        share(self, "dropout")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads: got {self.num_heads}, accepts a divisor of d_model={self.d_model}")
+        if self.pretrained is not None and self.kind != "bert":
+            raise ValueError(f"pretrained: got {self.pretrained!r} with kind={self.kind}; only kind=bert can be pretrained")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which corpus, from where, and how much of it."""
+
+    name: str
+    """A name of the registry in scripts/testbed/data."""
+    root: str | None = None
+    """Folder with a local copy; null takes the shipped corpus or the hub."""
+    max_train: int | None = None
+    """Most training rows kept, evenly spaced over the split; null keeps all."""
+    max_eval: int | None = None
+    """Most rows kept of valid and of test each, evenly spaced; null keeps all."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_train", "max_eval")
+        if not self.name or self.root == "":
+            raise ValueError("name and root: got an empty text, accepts a data set's name, and a folder or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoESection:
+    """Which feed-forward layers become Mixtures of Experts, and how their tokens are routed."""
+
+    enabled: bool
+    """Off keeps the dense network."""
+    layers: tuple[str, ...] = ("*",)
+    """Patterns over the names of feed-forward layers, as in a shell: `*encoder*`."""
+    expert_noise_std: float = 0.0
+    """Symmetry-breaking noise on the copied experts, relative to each weight's standard deviation."""
+    gate: GateConfig = field(default_factory=lambda: GateConfig(num_experts=4, top_k=2))
+    """Routing; see moe_pipeline/config.py."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "expert_noise_std")
+        if not self.layers:
+            raise ValueError("layers: got an empty list, accepts at least one pattern; turn the section off with moe=off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSection:
+    """Fused kernels inside the network."""
+
+    enabled: bool
+    """Kernels are not generated yet: only false is accepted."""
+
+    def __post_init__(self) -> None:
+        if self.enabled:
+            raise ValueError("enabled: got true, accepts false: this version describes chains but generates no kernels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OMoESection(OMoEConfig):
+    """The orthogonal optimizer around the base optimizer, with a warm-up given as a share of the run."""
+
+    enabled: bool
+    """Off trains with the base optimizer alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlissSection(BlissConfig):
+    """The two-supervision objective of an encoder-decoder."""
+
+    enabled: bool
+    """Off trains on input -> output alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Optimisation, evaluation and checkpoints; executed by the library's Trainer."""
+
+    max_steps: int
+    """Optimizer steps."""
+    batch_tokens: int
+    """Padded tokens of a batch on the longer side; the batch size follows from the length."""
+    learning_rate: float
+    """Peak learning rate of AdamW."""
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant_with_warmup"] = "linear"
+    """Learning-rate schedule after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    adam_beta2: float = 0.98
+    """Second-moment decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped at this norm; 0 turns clipping off."""
+    accumulation_steps: int = 1
+    """Batches per optimizer step."""
+    label_smoothing: float = 0.0
+    """Label smoothing without BLISS, which has its own."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast precision; auto takes bf16 where the device has instructions for it."""
+    threads: int | None = None
+    """CPU threads of one rank; null takes the tuned number for this machine, else torch's choice."""
+    log_every: int = 50
+    """Steps between logged losses."""
+    save_every: int = 500
+    """Steps between validations and between checkpoints."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept besides the best."""
+    early_stopping: int | None = None
+    """Validations without improvement before training stops; null trains to the end."""
+    num_beams: int = 4
+    """Beams of generated text."""
+    deepspeed: Literal["off", "zero1", "zero2"] = "off"
+    """DeepSpeed ZeRO stage."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_steps", "batch_tokens", "accumulation_steps", "threads", "log_every", "save_every")
+        at_least(self, 1, "early_stopping", "num_beams")
+        at_least(self, 2, "keep_checkpoints")
+        at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
+        share(self, "label_smoothing", "adam_beta2")
+        if self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every: got {self.save_every}, accepts a multiple of log_every={self.log_every}, "
+                "so that a resumed run logs the same losses"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The machines a run is spread over."""
+
+    num_ranks: int = 1
+    """Processes; more than one are started by torchrun."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device of every rank."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "num_ranks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """A benchmark of one layer beside its peers."""
+
+    subject: Literal["none", "moe_layer"]
+    """What is timed; none for experiments of the other verbs."""
+    repeats: int = 30
+    """Timed rounds; in each round the peers run one after the other."""
+    warmup: int = 5
+    """Rounds before the timed ones."""
+    num_tokens: int = 1536
+    """Tokens of the timed batch."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "repeats", "num_tokens")
+        at_least(self, 0, "warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """A search whose winner is kept for later runs."""
+
+    subject: Literal["none", "threads"]
+    """What is searched; none for experiments of the other verbs."""
+    candidates: tuple[int, ...] = ()
+    """Candidates to measure; empty takes the powers of two up to the number of cores."""
+    steps: int = 12
+    """Training steps per measurement."""
+    rounds: int = 3
+    """Measurements per candidate, alternated."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "rounds")
+
+
+BASELINES = ("copy", "memory", "tfidf", "dense")
+
+
+def known_baselines(names: tuple[str, ...]) -> None:
+    """Refuse a baseline nobody wrote."""
+    for name in names:
+        if name not in BASELINES:
+            raise ValueError(f"baselines: got {name!r}, {closest(name, BASELINES)}")

@@ -1,0 +1,114 @@
+"""The meaning of a chain in plain torch: one operation per stage, every value written out, autograd as usual.
+
+Tensors are indexed by the chain's own letters, so names here carry none.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fusion.plan.chain import Chain
+from fusion.plan.stages import Causal, Elementwise, MatMul, Softmax
+
+
+def run(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Run a chain on tensors given by name.
+
+    An operand that lacks a letter is the same along it (broadcast; grouped heads). A softmax whose entries are all -inf
+    gives zeros and passes no gradient, as torch's scaled_dot_product_attention does.
+
+    Args:
+        chain: What to run.
+        tensors: For every input of the chain a tensor of its shape: bool for the boolean inputs, for the others the
+            chain's dtype, or float64 for all of them, to have the truth that any precision is compared with.
+
+    Returns:
+        The output, [chain.shape(chain.output)], in the dtype of the inputs.
+
+    Raises:
+        TypeError: A tensor has another dtype, or is no tensor.
+        ValueError: A name is missing or unknown, a shape differs, or tensors lie on several devices.
+
+    Source: our definition (the paper gives no numerical semantics).
+    """
+    _check(chain, tensors)
+    letters, values = chain.tensors, dict(tensors)
+
+    def along(name: str, target: str) -> Tensor:
+        return _along(values[name], letters[name], letters[target])
+
+    for stage in chain.stages:
+        match stage:
+            case MatMul(out, left, right):
+                values[out] = torch.einsum(
+                    f"{letters[left]},{letters[right]}->{letters[out]}", values[left], values[right]
+                )
+            case Elementwise(x, operation, None):
+                values[x] = _activation(values[x], operation)
+            case Elementwise(x, "mask", str(operand)):
+                values[x] = values[x].masked_fill(~along(operand, x), -torch.inf)
+            case Elementwise(x, operation, str() | float() as operand):
+                y = along(operand, x) if isinstance(operand, str) else operand
+                values[x] = values[x] + y if operation == "add" else values[x] * y
+            case Causal(x, row, column, diagonal):
+                row_index, column_index = (
+                    _along(torch.arange(chain.sizes[letter], device=values[x].device), letter, letters[x])
+                    for letter in (row, column)
+                )
+                values[x] = values[x].masked_fill(column_index > row_index + diagonal, -torch.inf)
+            case Softmax(x, over):
+                values[x] = _softmax(values[x], letters[x].index(over))
+    return values[chain.output]
+
+
+def _along(tensor: Tensor, letters: str, target: str) -> Tensor:
+    """A view of `tensor` that broadcasts against one indexed by `target`, which has all of its letters."""
+    ordered = tensor.permute([letters.index(letter) for letter in target if letter in letters])
+    return ordered[tuple(slice(None) if letter in letters else None for letter in target)]
+
+
+def _activation(x: Tensor, operation: str) -> Tensor:
+    match operation:
+        case "relu":
+            return functional.relu(x)
+        case "silu":
+            return functional.silu(x)
+        case _:
+            return functional.gelu(x, approximate="tanh" if operation == "gelu_tanh" else "none")
+
+
+def _softmax(x: Tensor, dim: int) -> Tensor:
+    empty = (x == -torch.inf).all(dim, keepdim=True)
+    return torch.softmax(x.masked_fill(empty, 0.0), dim).masked_fill(empty, 0.0)
+
+
+def _check(chain: Chain, tensors: Mapping[str, Tensor]) -> None:
+    expected = [tensor.name for tensor in chain.inputs]
+    if set(tensors) != set(expected):
+        raise ValueError(f"tensors has the names {sorted(tensors)}; this chain needs {sorted(expected)}")
+    not_tensors = [name for name in expected if not isinstance(tensors[name], Tensor)]
+    if not_tensors:
+        raise TypeError(
+            f"tensors[{not_tensors[0]!r}] is a {type(tensors[not_tensors[0]]).__name__}; pass a torch.Tensor"
+        )
+    boolean = chain.boolean_inputs
+    first_name = next(name for name in expected if name not in boolean)
+    first = tensors[first_name]
+    own = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[chain.dtype]
+    number = torch.float64 if first.dtype == torch.float64 else own
+    for name in expected:
+        tensor, dtype = tensors[name], torch.bool if name in boolean else number
+        if tensor.shape != chain.shape(name):
+            dims = f"{name}[{','.join(chain.tensors[name])}]"
+            raise ValueError(f"tensors[{name!r}] has shape {tuple(tensor.shape)}; {dims} is {chain.shape(name)} here")
+        if tensor.dtype != dtype:
+            raise TypeError(
+                f"tensors[{name!r}] is {tensor.dtype}, not {dtype}; "
+                f"pass masks as torch.bool and the rest as {own}, or all of the rest as torch.float64"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"tensors[{name!r}] is on {tensor.device}, {first_name!r} on {first.device}; use one device"
+            )

@@ -1,0 +1,34 @@
+"""OMoE: an optimizer that keeps experts from becoming copies of each other.
+
+expert inputs -> projectors -> base step -> projected step
+
+    config.py      OMoEConfig, every choice of the method
+    experts.py     which parameters of a model are experts' linears
+    schedule.py    accumulating and orthogonal phases
+    inputs.py      mean inputs of experts, observed by hooks
+    projector.py   space=input: projectors from mean inputs, and the others' projector
+    subspace.py    space=update: the span of the other experts' changes
+    base_step.py   the base optimizer's finished step, decoupled decay apart
+    state.py       what is remembered of every expert linear
+    optimizer.py   OMoE around any torch optimizer
+    diversity.py   how different experts are
+    reference.py   the meaning, one matrix at a time
+"""
+
+from omoe.config import OMoEConfig
+from omoe.diversity import change_cosine, expert_outputs, mean_pairwise, output_cosine, variation
+from omoe.experts import ExpertLinear, find_expert_linears, projector_bytes
+from omoe.optimizer import OMoE
+
+__all__ = [
+    "ExpertLinear",
+    "OMoE",
+    "OMoEConfig",
+    "change_cosine",
+    "expert_outputs",
+    "find_expert_linears",
+    "mean_pairwise",
+    "output_cosine",
+    "projector_bytes",
+    "variation",
+]

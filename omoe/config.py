@@ -1,0 +1,68 @@
+"""OMoEConfig: every choice of the method, checked."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+Space = Literal["update", "input"]
+Combine = Literal["mean", "load", "union"]
+Linears = Literal["both", "up", "down"]
+
+INPUT_ONLY = ("alpha", "combine", "refresh_in_orthogonal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OMoEConfig:
+    """How experts are kept apart.
+
+    Raises:
+        ValueError: A field is out of its range, or set where `space` gives it no meaning.
+
+    Source: OMoE (arXiv:2310.09762) for the two phases and the averaged projectors; every default is our definition.
+    """
+
+    space: Space = "update"
+    """What the others' subspace is spanned by: their accumulated changes W - W_0, or their mean inputs."""
+    period: int = 1
+    """Steps in a cycle: period - 1 accumulating ones, then an orthogonal one; 1 makes every step orthogonal."""
+    first_orthogonal_step: int = 0
+    """Steps, counted from 0, before which every step is accumulating."""
+    linears: Linears = "both"
+    """Which of an expert's linears are projected: those into the hidden width (up), those out of it (down), or both."""
+    alpha: float = 100.0
+    """OWM's constant, in squared units of a mean input; small forgets slowly and freezes. Only for space=input."""
+    combine: Combine = "mean"
+    """Others' projector: their mean, their mean weighted by tokens so far, or that of their union. Only space=input."""
+    refresh_in_orthogonal: bool = True
+    """Whether orthogonal steps refresh the projectors too. Only for space=input."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name, choices in (("space", Space), ("combine", Combine), ("linears", Linears)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(get_args(choices))}")
+        for name, least in (("period", 1), ("first_orthogonal_step", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: give an integer of at least {least}")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float):
+            raise ValueError(f"alpha={self.alpha!r}: give a number above 0, such as 100.0")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha={self.alpha!r}: give a finite number above 0, such as 100.0")
+        if not isinstance(self.refresh_in_orthogonal, bool):
+            raise ValueError(f"refresh_in_orthogonal={self.refresh_in_orthogonal!r}: give True or False")
+        if self.space == "update":
+            self._refuse_input_only()
+        elif not self.refresh_in_orthogonal and self.period == 1 and self.first_orthogonal_step == 0:
+            raise ValueError(
+                "refresh_in_orthogonal=False with period=1 and first_orthogonal_step=0 never refreshes a projector, so "
+                "nothing would ever be projected: raise period or first_orthogonal_step, or refresh in orthogonal steps"
+            )
+
+    def _refuse_input_only(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in INPUT_ONLY:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} means nothing for space='update'; drop it, or set space='input'"
+                )

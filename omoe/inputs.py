@@ -1,0 +1,152 @@
+"""Mean input of every expert's linear between two steps, observed by forward hooks.
+
+Shapes: E experts, I input features, R rows (tokens of all experts, sorted by expert).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from omoe.experts import ExpertLinear
+
+
+@dataclass(frozen=True)
+class MeanInput:
+    """What one expert linear saw since the last call of `MeanInputs.take`.
+
+    Source: our definition, section 4, item 1.
+    """
+
+    mean_EI: Tensor  # noqa: N815
+    """Mean input of every expert in float32; zero for an expert without tokens."""
+    num_tokens_E: Tensor  # noqa: N815
+    """Tokens of every expert, int64."""
+
+
+class MeanInputs:
+    """Sums the inputs of experts' linears over every training forward, over data-parallel ranks at the end.
+
+    A forward in evaluation mode does not count. One repeated in backward (activation checkpointing) counts again, which
+    leaves a mean as it is.
+
+    Args:
+        expert_linears: Whose modules to observe.
+        process_group: The ranks that hold copies of these experts and see other data; None sums over no ranks.
+
+    Source: our definition, section 4, item 1; OWM (arXiv:1810.01256) takes the mean over the batch.
+    """
+
+    def __init__(
+        self, expert_linears: Sequence[ExpertLinear], *, process_group: dist.ProcessGroup | None = None
+    ) -> None:
+        self._linears = tuple(expert_linears)
+        self._group = process_group
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._observed: set[str] = set()
+        self._handles = [
+            module.register_forward_pre_hook(partial(self._observe, linear, expert))
+            for linear in self._linears
+            for expert, module in enumerate(linear.modules)
+        ]
+
+    def observed(self, linear: ExpertLinear) -> bool:
+        """Whether any training forward of this linear was ever seen.
+
+        Source: not in the paper.
+        """
+        return linear.name in self._observed
+
+    def take(self) -> dict[str, MeanInput]:
+        """The mean inputs since the last call, by linear's name; then start over.
+
+        Every rank of the process group must call it together.
+
+        Source: our definition, section 4, the all-reduce of the pseudo-code.
+        """
+        for linear in self._linears:
+            self._buffers(linear)
+        if self._group is not None:
+            _all_reduce(list(self._sums.values()), self._group)
+            _all_reduce(list(self._counts.values()), self._group)
+        taken = {
+            linear.name: MeanInput(
+                self._sums[linear.name] / self._counts[linear.name].clamp(min=1)[:, None], self._counts[linear.name]
+            )
+            for linear in self._linears
+        }
+        self.discard()
+        return taken
+
+    def discard(self) -> None:
+        """Start over without looking.
+
+        Source: not in the paper.
+        """
+        self._sums, self._counts = {}, {}
+
+    def remove(self) -> None:
+        """Take the hooks off the modules.
+
+        Source: not in the paper.
+        """
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def _observe(self, linear: ExpertLinear, expert: int, module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if not module.training:
+            return
+        self._observed.add(linear.name)
+        sum_EI, num_tokens_E = self._buffers(linear)
+        if linear.is_stacked:
+            rows_RI, counts = _rows_and_counts(linear, inputs)
+            for index, expert_rows_RI in enumerate(rows_RI.split(counts)):
+                sum_EI[index] += expert_rows_RI.sum(0, dtype=torch.float32)
+            num_tokens_E += torch.tensor(counts, device=num_tokens_E.device)
+        else:
+            rows_RI = _rows(linear, inputs)
+            sum_EI[expert] += rows_RI.sum(0, dtype=torch.float32)
+            num_tokens_E[expert] += rows_RI.shape[0]
+
+    def _buffers(self, linear: ExpertLinear) -> tuple[Tensor, Tensor]:
+        if linear.name not in self._sums:
+            device = linear.parameters[0].device
+            num_experts, _, d_in = linear.shape_EOI
+            self._sums[linear.name] = torch.zeros(num_experts, d_in, device=device)
+            self._counts[linear.name] = torch.zeros(num_experts, dtype=torch.int64, device=device)
+        return self._sums[linear.name], self._counts[linear.name]
+
+
+def _rows(linear: ExpertLinear, inputs: tuple[object, ...]) -> Tensor:
+    d_in = linear.shape_EOI[2]
+    if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].ndim == 0 or inputs[0].shape[-1] != d_in:
+        came = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in inputs]
+        raise ValueError(
+            f"inputs of {linear.name!r}: got {came}; its first positional input must be rows (..., {d_in})"
+        )
+    return inputs[0].flatten(0, -2) if inputs[0].ndim > 1 else inputs[0][None]
+
+
+def _rows_and_counts(linear: ExpertLinear, inputs: tuple[object, ...]) -> tuple[Tensor, list[int]]:
+    rows_RI = _rows(linear, inputs)
+    counts_E = inputs[1] if len(inputs) > 1 else None
+    counts = counts_E.tolist() if isinstance(counts_E, Tensor) else counts_E
+    if not isinstance(counts, Sequence) or len(counts) != linear.num_experts or sum(counts) != rows_RI.shape[0]:
+        raise ValueError(
+            f"counts of {linear.name!r}: got {counts!r}; its second positional input must be {linear.num_experts} "
+            f"integers, the rows of each expert, that sum to its {rows_RI.shape[0]} rows"
+        )
+    return rows_RI, [int(count) for count in counts]
+
+
+def _all_reduce(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
+    """Sum every tensor over the ranks, in place, by one message."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))

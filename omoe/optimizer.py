@@ -1,0 +1,224 @@
+"""OMoE: any torch optimizer, whose finished step keeps every expert out of the other experts' subspace.
+
+Shapes: E experts, O output features, I input features, K = O * I.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from omoe.base_step import base_step_EOI, decay_share
+from omoe.config import OMoEConfig
+from omoe.experts import ExpertLinear, expert_weights, select_linears
+from omoe.inputs import MeanInputs
+from omoe.projector import SYMMETRISE_EVERY, refreshed, removed_by_others, seen_means, symmetrised, trace_share
+from omoe.schedule import phase, refreshes
+from omoe.state import LinearState, initial_state, loaded_state
+from omoe.subspace import removed_by_span
+
+
+class OMoE(Optimizer):
+    """Wraps an optimizer; in orthogonal steps, experts' steps lose what lies in the other experts' subspace.
+
+    It shares the base's `param_groups` and `state`, so schedulers and trainers see one ordinary optimizer. All but the
+    experts' linears steps as the base steps it, and so do those in the accumulating phase, bit for bit. Its own state
+    is made at the first step and lies in `state_dict()` under "omoe".
+
+    Args:
+        base: Any torch optimizer that holds the experts' parameters.
+        expert_linears: From `find_expert_linears`; those that `config.linears` names are projected.
+        config: Every choice of the method.
+        process_group: For space=input with data-parallel ranks: the ranks that hold copies of these experts; their
+            mean inputs are averaged over it. space=update needs none: equal weights give equal projections.
+
+    Raises:
+        TypeError: base is no torch optimizer.
+        ValueError: An expert linear is alone, nameless among others, not held by base or without modules to observe
+            (space=input); there is none; base has an unknown kind of weight decay; there are ranks but no group.
+
+    Source: OMoE (arXiv:2310.09762) for the phases and the base optimizer; our definition, section 4, for the rest.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        expert_linears: Sequence[ExpertLinear],
+        config: OMoEConfig,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if not isinstance(base, Optimizer):
+            raise TypeError(f"base: got {type(base).__name__}; give a torch.optim.Optimizer, such as torch.optim.AdamW")
+        self.base = base
+        self.config = config
+        self.expert_linears = select_linears(expert_linears, config.linears)
+        _check_linears(self.expert_linears, base, config)
+        self.num_steps = 0
+        self.linear_state: dict[str, LinearState] = {}
+        super().__init__([dict(group) for group in base.param_groups], base.defaults)
+        self._share_with_base()
+        self.inputs: MeanInputs | None = None
+        if config.space == "input":
+            _check_process_group(process_group)
+            self.inputs = MeanInputs(self.expert_linears, process_group=process_group)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of the base optimizer, projected if the schedule says so.
+
+        Args:
+            closure: Handed to the base optimizer.
+
+        Returns:
+            What the base optimizer returns.
+
+        Raises:
+            RuntimeError: space=input, and an expert linear has gradients although no forward of it was observed.
+
+        Source: our definition, section 4, pseudo-code.
+        """
+        if not self.linear_state:
+            self.linear_state = {linear.name: initial_state(linear, self.config) for linear in self.expert_linears}
+        before: dict[str, Tensor] = {}
+        if phase(self.num_steps, self.config) == "orthogonal":
+            before = {linear.name: torch.stack(expert_weights(linear)) for linear in self.expert_linears}
+        loss = self.base.step() if closure is None else self.base.step(closure)
+        if before:
+            shares = {id(p): decay_share(self.base, group) for group in self.param_groups for p in group["params"]}
+            for linear in self.expert_linears:
+                self._project(linear, before.pop(linear.name), [shares[id(p)] for p in linear.parameters])
+        if self.inputs is not None:
+            self._refresh(self.inputs)
+        self.num_steps += 1
+        return loss
+
+    @torch.no_grad()
+    def _project(self, linear: ExpertLinear, before_EOI: Tensor, decay_shares: Sequence[float]) -> None:
+        state = self.linear_state[linear.name]
+        dtype = torch.promote_types(before_EOI.dtype, torch.float32)
+        if self.config.space == "update":
+            change_EK = (before_EOI.to(dtype) - state["start_EOI"]).flatten(1)
+            step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
+            energy_E = _energy(step_EOI)
+            step_EK = step_EOI.flatten(1)
+            removed_EOI = removed_by_span(step_EK, change_EK, out_EK=step_EK).view_as(step_EOI)
+        else:
+            step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
+            energy_E = _energy(step_EOI)
+            projector_EII, num_tokens_E = state["projector_EII"], state["num_tokens_E"]
+            removed_EII = removed_by_others(projector_EII, num_tokens_E, combine=self.config.combine)
+            removed_EOI = step_EOI @ removed_EII.to(dtype)
+        torch._foreach_sub_(expert_weights(linear), removed_EOI.unbind(0))
+        state["removed_energy_E"] = torch.where(energy_E > 0, _energy(removed_EOI) / energy_E, 0).float()
+
+    @torch.no_grad()
+    def _refresh(self, inputs: MeanInputs) -> None:
+        for linear in self.expert_linears:
+            if not inputs.observed(linear) and any(parameter.grad is not None for parameter in linear.parameters):
+                raise RuntimeError(
+                    f"space='input': {linear.name!r} has gradients, but no forward of its modules in training mode was "
+                    "observed. Call the experts' linears as modules, after model.train(); or use space='update'"
+                )
+        if not refreshes(self.num_steps, self.config):
+            inputs.discard()
+            return
+        for name, taken in inputs.take().items():
+            state = self.linear_state[name]
+            seen_EIM = seen_means(taken.mean_EI, combine=self.config.combine)
+            state["projector_EII"] = refreshed(state["projector_EII"], seen_EIM, alpha=self.config.alpha)
+            state["num_tokens_E"] = state["num_tokens_E"] + taken.num_tokens_E
+            if (self.num_steps + 1) % SYMMETRISE_EVERY == 0:
+                state["projector_EII"] = symmetrised(state["projector_EII"])
+
+    def removed_energy(self) -> dict[str, Tensor]:
+        """Share of every expert's step that the latest orthogonal step took out, in squared norm.
+
+        Returns:
+            (E,) float32 by expert linear: zero before the first orthogonal step, and where the step was zero. Empty
+            before the first step.
+
+        Source: our definition, section 13: log the removed energy.
+        """
+        return {name: state["removed_energy_E"].clone() for name, state in self.linear_state.items()}
+
+    def trace_share(self) -> dict[str, Tensor]:
+        """trace(Q) / d of every expert's others' projector; 1 leaves every direction, 0 none.
+
+        Returns:
+            (E,) float64 by expert linear. Empty before the first step.
+
+        Raises:
+            ValueError: space=update has no such projector.
+
+        Source: our definition, section 4.2.
+        """
+        if self.config.space != "input":
+            raise ValueError(f"space={self.config.space!r} has no projector matrix: use removed_energy()")
+        return {
+            name: trace_share(state["projector_EII"], state["num_tokens_E"], combine=self.config.combine)
+            for name, state in self.linear_state.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict, with OMoE's own state under "omoe"; tensors are not copied.
+
+        Source: not in the paper.
+        """
+        linears = {name: dict(state) for name, state in self.linear_state.items()}
+        return {**self.base.state_dict(), "omoe": {"num_steps": self.num_steps, "linears": linears}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue exactly from what `state_dict` gave; OMoE's own tensors are copied to the parameters' devices.
+
+        Raises:
+            ValueError: Its "omoe" entry is missing, or is not of these expert linears and this config.
+
+        Source: not in the paper.
+        """
+        num_steps, linear_state = loaded_state(state_dict.get("omoe"), self.expert_linears, self.config)
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "omoe"})
+        self._share_with_base()
+        self.num_steps, self.linear_state = num_steps, linear_state
+
+    def _share_with_base(self) -> None:
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+
+def _energy(step_EOI: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(step_EOI, dim=(1, 2)).double().square()
+
+
+def _check_linears(linears: Sequence[ExpertLinear], base: Optimizer, config: OMoEConfig) -> None:
+    names = [linear.name for linear in linears]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"expert_linears: got the names {names}; give at least one, each with a name of its own")
+    groups = {id(parameter): group for group in base.param_groups for parameter in group["params"]}
+    for linear in linears:
+        if linear.num_experts < 2:
+            raise ValueError(
+                f"expert_linears: {linear.name!r} has one expert, and no other to keep out of; leave it out"
+            )
+        if config.space == "input" and len(linear.modules) != len(linear.parameters):
+            raise ValueError(
+                f"expert_linears: {linear.name!r} has {len(linear.modules)} modules for {len(linear.parameters)} "
+                "parameters; space='input' observes inputs there, so give one module per parameter"
+            )
+        for parameter in linear.parameters:
+            if id(parameter) not in groups:
+                raise ValueError(
+                    f"base: {type(base).__name__} does not hold the parameters of expert linear {linear.name!r}; "
+                    "add them to its param_groups, or leave this linear out of expert_linears"
+                )
+            decay_share(base, groups[id(parameter)])
+
+
+def _check_process_group(process_group: dist.ProcessGroup | None) -> None:
+    if process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError(
+            f"process_group=None with {dist.get_world_size()} ranks: space='input' averages mean inputs over the ranks "
+            "that hold copies of these experts, or their projectors drift apart. Give that group: "
+            "torch.distributed.group.WORLD for plain data parallelism, a group of this rank alone for none"
+        )

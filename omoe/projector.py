@@ -1,0 +1,117 @@
+"""space=input: projectors that take the directions of experts' mean inputs out of a weight's step.
+
+P takes an expert's own mean inputs out, Q those of the other experts; I - Q, what a step loses, is what is computed,
+since it is exactly zero as long as no input was seen.
+
+Shapes: E experts, J experts (the second of a pair), O output features, I input features, M mean inputs.
+"""
+
+import torch
+from torch import Tensor
+
+from omoe.config import Combine
+
+SYMMETRISE_EVERY = 1000
+"""Steps after which a projector is made symmetric again."""
+
+
+def seen_means(mean_EI: Tensor, *, combine: Combine) -> Tensor:
+    """The mean inputs that every expert's projector takes in: its own, or those of all the others for the union.
+
+    Args:
+        mean_EI: Mean inputs of this step; zero for an expert without tokens.
+        combine: How the others' projector is made.
+
+    Returns:
+        (E, I, M): M = 1 for "mean" and "load", E - 1 for "union".
+
+    Source: OWM (arXiv:1810.01256) for own inputs; the union is our definition, section 4.1.
+    """
+    if combine != "union":
+        return mean_EI[:, :, None]
+    num_experts = mean_EI.shape[0]
+    others = [[other for other in range(num_experts) if other != expert] for expert in range(num_experts)]
+    return mean_EI[torch.tensor(others, device=mean_EI.device)].transpose(1, 2)
+
+
+def refreshed(projector_EII: Tensor, seen_EIM: Tensor, *, alpha: float) -> Tensor:
+    """OWM's recursion for several mean inputs at once: P - K (alpha + R^T K)^-1 K^T with K = P R.
+
+    From the identity, and for any order of the inputs, it gives P = I - A (A^T A + alpha)^-1 A^T, with all mean inputs
+    seen so far as the columns of A. A zero column changes nothing.
+
+    Args:
+        projector_EII: Projectors before, symmetric.
+        seen_EIM: Mean inputs R to take in.
+        alpha: OWM's constant, in squared units of a mean input.
+
+    Source: OWM (arXiv:1810.01256), recursion (M = 1); the block form is the same identity of Woodbury.
+    """
+    gain_EIM = projector_EII @ seen_EIM
+    inner_EMM = seen_EIM.mT @ gain_EIM
+    inner_EMM.diagonal(dim1=1, dim2=2).add_(alpha)
+    root_EMM = torch.linalg.cholesky(inner_EMM)
+    scaled_EMI = torch.linalg.solve_triangular(root_EMM, gain_EIM.mT, upper=False)
+    return torch.baddbmm(projector_EII, scaled_EMI.mT, scaled_EMI, alpha=-1)
+
+
+def symmetrised(projector_EII: Tensor) -> Tensor:
+    """(P + P^T) / 2.
+
+    Source: our definition, section 4, pseudo-code.
+    """
+    return (projector_EII + projector_EII.mT) / 2
+
+
+def others_share(num_tokens_E: Tensor, *, combine: Combine) -> Tensor:
+    """How much of the others' projector of expert E is expert J's projector.
+
+    Args:
+        num_tokens_E: Tokens of every expert so far.
+        combine: "mean" shares equally among the others, "load" by their tokens (equally while they have none).
+
+    Returns:
+        (E, J) float64, rows summing to 1, zero on the diagonal.
+
+    Source: our definition, section 4, item 2, and section 4.1.
+    """
+    num_experts = num_tokens_E.shape[0]
+    weight_EJ = torch.ones(num_experts, num_experts, dtype=torch.float64, device=num_tokens_E.device)
+    if combine == "load":
+        weight_EJ = weight_EJ * num_tokens_E
+    weight_EJ.fill_diagonal_(0)
+    total_E = weight_EJ.sum(1, keepdim=True)
+    equal_EJ = (1 - torch.eye(num_experts, dtype=torch.float64, device=num_tokens_E.device)) / (num_experts - 1)
+    return torch.where(total_E > 0, weight_EJ / total_E.clamp(min=1), equal_EJ)
+
+
+def removed_by_others(projector_EII: Tensor, num_tokens_E: Tensor, *, combine: Combine) -> Tensor:
+    """I - Q for every expert: what the others' projector takes out of a step, as a matrix on the input side.
+
+    Args:
+        projector_EII: Projectors made by `refreshed` from `seen_means` of the same `combine`.
+        num_tokens_E: Tokens of every expert so far.
+        combine: How the others' projector is made.
+
+    Source: our definition, section 4, item 2: Q[i] = sum over j != i of P[j] / (N - 1), or its alternatives.
+    """
+    d_in = projector_EII.shape[1]
+    complement_EII = torch.eye(d_in, dtype=projector_EII.dtype, device=projector_EII.device) - projector_EII
+    if combine == "union":
+        return complement_EII
+    share_EJ = others_share(num_tokens_E, combine=combine).to(projector_EII.dtype)
+    return (share_EJ @ complement_EII.flatten(1)).view_as(complement_EII)
+
+
+def trace_share(projector_EII: Tensor, num_tokens_E: Tensor, *, combine: Combine) -> Tensor:
+    """trace(Q) / d of every expert: 1 leaves all directions, 0 none.
+
+    Args: as `removed_by_others`.
+
+    Returns:
+        (E,) float64.
+
+    Source: our definition, section 4.2.
+    """
+    trace_E = projector_EII.diagonal(dim1=1, dim2=2).double().mean(1)
+    return trace_E if combine == "union" else others_share(num_tokens_E, combine=combine) @ trace_E

@@ -1,0 +1,77 @@
+"""Make the README's tables from committed rows: python -m scripts.tables [--check]."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from scripts.testbed.files import write_text
+from scripts.testbed.report import figure
+from scripts.testbed.rows import REPOSITORY, RESULTS, RecordedRow, read_rows
+
+MARKER = re.compile(r"(<!-- table: (?P<name>[\w/]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+HEADERS = ("Provider", "Figure", "Paper", "Ours", "Unit", "Kind", "Hardware", "Commit")
+
+
+def main() -> None:
+    """Rewrite the tables between markers, or with --check fail where they are stale."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if README.md is not up to date")
+    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md", help="the file that holds the markers")
+    arguments = parser.parse_args()
+    before = arguments.readme.read_text(encoding="utf-8")
+    after = regenerate(before, rows=[row for path in sorted(RESULTS.glob("*.csv")) for row in read_rows(path)])
+    if before == after:
+        return
+    if arguments.check:
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "README.md", "from rows", lineterm="")
+        sys.exit("README.md is stale; run python -m scripts.tables\n" + "\n".join(lines))
+    write_text(arguments.readme, after)
+
+
+def regenerate(text: str, *, rows: Sequence[RecordedRow]) -> str:
+    """Replace what stands between every pair of markers by the table of that experiment's rows.
+
+    Args:
+        text: The page, with `<!-- table: <experiment> -->` and `<!-- end -->` around each table.
+        rows: All committed rows.
+
+    Raises:
+        ValueError: For a marker whose experiment has no rows.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        own = [row for row in rows if row.experiment == name]
+        if not own:
+            raise ValueError(f"README.md: no rows of {name} in scripts/results; make them with record=true")
+        return f"{match[1]}{table(own)}{match[3]}"
+
+    return MARKER.sub(replace, text)
+
+
+def table(rows: Sequence[RecordedRow]) -> str:
+    """A Markdown table: one line per row, the paper's figure beside ours where the paper has one."""
+    paper = paper_figures(rows[0].experiment)
+    lines = ["| " + " | ".join(HEADERS) + " |", "|" + " --- |" * len(HEADERS)]
+    for row in rows:
+        known = paper.get(f"{row.provider}/{row.metric}")
+        value = figure(row.value) if row.low is None else f"{figure(row.value)} ({figure(row.low)}-{figure(row.high)})"
+        cells = (row.provider, row.metric, "-" if known is None else figure(known), value, row.unit, row.kind, row.device)
+        lines.append("| " + " | ".join((*cells, row.commit)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def paper_figures(experiment: str) -> dict[str, float]:
+    """The paper's own numbers of an experiment, `provider/metric` -> value; none where its file gives none."""
+    path = REPOSITORY / "configs" / "experiment" / f"{experiment}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return dict(content.get("paper", {}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the verbs share; here, and only here, the four packages meet."""

@@ -1,0 +1,6 @@
+"""Package files -> extract_* -> pack -> <corpus>/{train,valid,test}.tsv.xz, read by scripts.testbed.data.
+
+pack.py                       rows -> reproducible tsv.xz files, with their hashes
+extract_libreoffice_help.py   Debian help packages -> German-English sentence pairs
+extract_vader_movie.py        the vaderSentiment source distribution -> rated movie-review sentences
+"""

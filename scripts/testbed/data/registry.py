@@ -1,0 +1,21 @@
+"""Every data set by its name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from scripts.testbed.data.data_set import DataSet
+from scripts.testbed.data.hub_sets import HUB_SETS
+from scripts.testbed.data.local_sets import LOCAL_SETS
+
+DATA_SETS: Mapping[str, DataSet] = MappingProxyType({data_set.name: data_set for data_set in (*LOCAL_SETS, *HUB_SETS)})
+
+
+def find(name: str) -> DataSet:
+    """The data set of a name.
+
+    Raises:
+        ValueError: No set has this name.
+    """
+    if name not in DATA_SETS:
+        raise ValueError(f"name: no data set {name!r}; the names are {', '.join(DATA_SETS)}")
+    return DATA_SETS[name]

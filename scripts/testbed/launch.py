@@ -1,0 +1,222 @@
+"""From the command line to a typed config and a run folder, and from a result to rows, a report and the last line."""
+
+import datetime
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.schema import Config, load, register_defaults
+from configs.typed import ConfigError, accepted_keys, closest
+from scripts.testbed import report, rows
+from scripts.testbed.files import write_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run writes and what it is compared by."""
+
+    folder: Path
+    """The run's folder; everything it leaves lies here."""
+    rank: int
+    """This process among the run's ranks; rank 0 writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a verb's function hands back to be written, shown and printed."""
+
+    rows: tuple[rows.Row, ...]
+    summary: dict[str, float | int | str | None]
+    kind: rows.Kind = "measured"
+    data_sha256: str = ""
+    sections: tuple[report.Section, ...] = ()
+
+
+Verb = Callable[[Config, Run], Outcome]
+
+
+def main(verb: str, function: Verb) -> None:
+    """Run a verb from the command line; a configuration that cannot be used ends with one clear message and status 2."""
+    _start_ranks()
+    register_defaults()
+    OmegaConf.register_new_resolver("run_folder", _agreed_run_folder, replace=True, use_cache=True)
+    overrides = sys.argv[1:]
+    try:
+        if not any(argument.startswith("-") for argument in overrides):
+            load(compose(verb, overrides))
+        hydra.main(version_base=None, config_path="pkg://configs", config_name=verb)(
+            functools.partial(_job, function)
+        )()
+    except (ConfigError, ConfigCompositionException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error)}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a verb with command-line overrides, without running anything."""
+    register_defaults()
+    with hydra.initialize_config_module("configs", version_base=None):
+        return hydra.compose(verb, overrides=list(overrides))
+
+
+def explain(error: Exception) -> str:
+    """One message for a configuration error: the key, what it got and what is accepted."""
+    cause: BaseException | None = error
+    while cause is not None:
+        match = re.search(r"full_key: ([\w.]+)", str(cause))
+        if match and "not in struct" in str(cause):
+            *path, name = match.group(1).split(".")
+            accepted = accepted_keys(Config, path)
+            if accepted is not None:
+                return (
+                    f"{match.group(1)}: unknown key; {'.'.join(path) or 'the configuration'} {closest(name, accepted)}"
+                )
+        cause = cause.__cause__
+    return str(error)
+
+
+def execute(config: Config, function: Verb, run: Run) -> rows.Result:
+    """Run a verb's function and write what it found: config, rows, report.
+
+    Returns:
+        The result, whose JSON is the last line a verb prints.
+    """
+    outcome = function(config, run)
+    result = rows.Result(
+        experiment=config.name,
+        kind=outcome.kind,
+        rows=outcome.rows,
+        summary={**outcome.summary, "report": str(run.folder / "report.html")},
+        seed=config.seed,
+        data_sha256=outcome.data_sha256,
+        commit=rows.commit(),
+        device=rows.device(config.cluster.device),
+        versions=rows.versions(),
+        date=datetime.date.today().isoformat(),
+    )
+    if run.rank == 0:
+        write_text(run.folder / "report.html", report.render(config, result, outcome.sections))
+        if config.record:
+            logger.info("rows recorded in %s", rows.record(result).relative_to(rows.REPOSITORY))
+        rows.write_rows(run.folder / "rows.csv", rows.recorded(result))
+    return result
+
+
+def _job(function: Verb, composed: DictConfig) -> None:
+    config = load(composed)
+    run = Run(folder=Path(HydraConfig.get().runtime.output_dir), rank=int(os.environ.get("RANK", "0")))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    set_up_logging(run)
+    text = OmegaConf.to_yaml(composed, resolve=True)
+    if run.rank == 0:
+        _refuse_another_config(run.folder / "config.yaml", composed)
+        write_text(run.folder / "config.yaml", text)
+    result = execute(config, function, run)
+    if run.rank == 0:
+        logger.info("report: %s", run.folder / "report.html")
+        sys.stderr.flush()
+        print(result.json_line(), flush=True)
+
+
+def set_up_logging(run: Run) -> None:
+    """Send the log to the run's folder and to standard error; ranks but the first speak up only to warn."""
+    prefix = "" if run.rank == 0 else f"rank {run.rank}: "
+    formatter = logging.Formatter(f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if run.rank == 0:
+        handlers.append(logging.FileHandler(run.folder / "run.log", encoding="utf-8"))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("scripts").setLevel(logging.INFO if run.rank == 0 else logging.WARNING)
+
+
+def _start_ranks() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group(timeout=datetime.timedelta(minutes=10))
+
+
+def _agreed_run_folder(name: str, resume: str, verb: str) -> str:
+    """The run's folder, chosen once by the first rank."""
+    chosen: list[Any] = [run_folder(Path("outputs"), name, resume, verb)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(chosen, src=0)
+    return str(chosen[0])
+
+
+def run_folder(outputs: Path, name: str, resume: str, verb: str) -> Path:
+    """Choose the folder a run writes to.
+
+    Args:
+        outputs: Folder of all runs.
+        name: The experiment's name.
+        resume: `off`, `auto` (the newest unfinished run of this name, if any) or the folder of a run.
+        verb: The verb being run; only `train` has anything to resume.
+
+    Returns:
+        An existing folder to continue, or a new one under today's date.
+
+    Raises:
+        ConfigError: Where `resume` names a folder that does not exist.
+    """
+    flat = name.replace("/", "_")
+    if resume not in ("off", "auto"):
+        if not Path(resume).is_dir():
+            raise ConfigError(f"resume: got {resume!r}, accepts off, auto, or the folder of an earlier run")
+        return Path(resume)
+    if resume == "auto" and verb == "train":
+        earlier = sorted(outputs.glob(f"*/{flat}*/checkpoints"), key=lambda path: path.parent.stat().st_mtime_ns)
+        own = [path.parent for path in earlier if re.fullmatch(rf"{re.escape(flat)}(-\d+)?", path.parent.name)]
+        unfinished = [folder for folder in own if not (folder / "rows.csv").exists()]
+        if unfinished:
+            return unfinished[-1]
+    today = outputs / datetime.date.today().isoformat()
+    folder, count = today / flat, 2
+    while folder.exists():
+        folder, count = today / f"{flat}-{count}", count + 1
+    return folder
+
+
+def _refuse_another_config(path: Path, composed: DictConfig) -> None:
+    """A resumed run must be the run that was started: nothing that changes its figures may differ."""
+    if not path.exists():
+        return
+    before, now = _flat(OmegaConf.load(path)), _flat(composed)
+    free = {"resume", "record"}
+    changed = [key for key in sorted(before.keys() | now.keys()) if key not in free and before.get(key) != now.get(key)]
+    if changed:
+        detail = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+        raise ConfigError(
+            f"resume: {path.parent} holds a run with another configuration ({detail}); use resume=off for a new run"
+        )
+
+
+def _flat(node: object, prefix: str = "") -> dict[str, object]:
+    value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        key: part for name, inner in value.items() for key, part in _flat(inner, f"{prefix}.{name}".lstrip(".")).items()
+    }

@@ -1,0 +1,69 @@
+"""Plots as SVG text, drawn without a display."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+COLORS = ("#1f6f8b", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#555f6b")
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x_label: str, y_label: str
+) -> str:
+    """Lines, one per name, each given as (xs, ys)."""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for color, (name, (xs, ys)) in zip(_cycle(len(series)), series.items(), strict=True):
+        axes.plot(xs, ys, label=name, color=color, linewidth=1.6)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.25)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def bars(values: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_label: str) -> str:
+    """Grouped bars: one group per position, one bar per name."""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(values))
+    for index, (color, (name, heights)) in enumerate(zip(_cycle(len(values)), values.items(), strict=True)):
+        axes.bar(np.arange(len(heights)) + index * width, heights, width, label=name, color=color)
+    positions = max(map(len, values.values()), default=0)
+    axes.set_xticks(np.arange(positions) + 0.4 - width / 2, [str(position) for position in range(positions)])
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.grid(axis="y", alpha=0.25)
+    if len(values) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def heat_maps(matrices: Mapping[str, Sequence[Sequence[float]]], *, title: str, low: float, high: float) -> str:
+    """Square matrices side by side on one colour scale, with their values written in."""
+    figure = Figure(figsize=(2.6 * max(1, len(matrices)) + 0.6, 3.0), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(1, max(1, len(matrices))))
+    for axes, (name, matrix) in zip(all_axes, matrices.items(), strict=True):
+        image = axes.imshow(np.asarray(matrix), vmin=low, vmax=high, cmap="viridis")
+        axes.set_title(name, fontsize=9)
+        axes.set_xticks(range(len(matrix)))
+        axes.set_yticks(range(len(matrix)))
+        for row, column in np.ndindex(len(matrix), len(matrix)):
+            value = matrix[row][column]
+            dark = value < (low + high) / 2
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if dark else "k", fontsize=7)
+    figure.colorbar(image, ax=list(all_axes), shrink=0.8)
+    figure.suptitle(title, fontsize=11)
+    return _svg(figure)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLORS[index % len(COLORS)] for index in range(count)]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

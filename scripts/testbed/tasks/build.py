@@ -1,0 +1,45 @@
+"""From a configuration to its task: data, tokenizer and the class that knows the kind."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from configs.schema import Config
+from configs.typed import ConfigError
+from scripts.testbed import pretrained
+from scripts.testbed.data.load import Data, load
+from scripts.testbed.data.tokenizer import train_tokenizer
+from scripts.testbed.tasks.classification import Classification
+from scripts.testbed.tasks.task import Task
+from scripts.testbed.tasks.translation import Translation
+
+
+def build(config: Config, folder: Path) -> Task:
+    """Load the data, get a tokenizer and make the task.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder; the tokenizer is saved in it.
+
+    Raises:
+        ConfigError: Where the data's kind of task and the kind of network do not go together.
+    """
+    data = load(config.data)
+    translates = data.task in ("translation", "summarization", "correction")
+    if translates == (config.model.kind == "bert") or not (translates or data.task == "classification"):
+        raise ConfigError(
+            f"model.kind: got {config.model.kind} for {config.data.name}, which is {data.task}; "
+            "accepts marian or bart for text generation and bert for classification"
+        )
+    tokenizer = _tokenizer(config, data)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    kind: type[Translation] | type[Classification] = Translation if translates else Classification
+    return kind(data, tokenizer, config.model, seed=config.seed)
+
+
+def _tokenizer(config: Config, data: Data) -> PreTrainedTokenizerFast:
+    if config.model.pretrained is not None:
+        return AutoTokenizer.from_pretrained(pretrained.folder(config.model.pretrained))
+    columns = [name for name in ("source", "target", "text", "text_pair") if name in data.train.column_names]
+    texts = [text for name in columns for text in data.train[name]]
+    return train_tokenizer(texts, vocab_size=config.model.vocab_size)

@@ -1,0 +1,106 @@
+"""Translation: a tokenizer trained on the training split, an encoder-decoder, and BLEU beside two simple baselines."""
+
+from collections.abc import Sequence
+
+import sacrebleu
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from configs.sections import ModelConfig
+from scripts.testbed import memory, networks
+from scripts.testbed.data import Data
+from scripts.testbed.report import Section, Table
+from scripts.testbed.rows import Row
+from scripts.testbed.tasks.task import IGNORED, Evaluation, Example, Predictor, Splits, by_length, pad
+
+NUM_SHOWN = 10
+
+
+class Translation:
+    """Sentence to sentence.
+
+    Args:
+        data: Splits with `source` and `target` columns.
+        tokenizer: Trained on the training split alone.
+        model: Sizes of the network.
+        seed: Seed of the network's weights.
+    """
+
+    generates = True
+
+    def __init__(self, data: Data, tokenizer: PreTrainedTokenizerFast, model: ModelConfig, *, seed: int) -> None:
+        self._data = data
+        self._model = model
+        self._seed = seed
+        self.tokenizer = tokenizer
+        self.data_sha256 = data.sha256
+        self.splits = Splits(
+            train=self._tokenize(data.train),
+            valid=by_length(self._tokenize(data.valid)),
+            test=self._tokenize(data.test),
+        )
+
+    def network(self) -> PreTrainedModel:
+        """A fresh encoder-decoder, equal at every call."""
+        return networks.translator(self._model, self.tokenizer, seed=self._seed)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Pad examples into a batch; the sentence's number and epoch go along for the perturbation."""
+        input_ids_BS = pad([example["input_ids"] for example in examples], self.tokenizer.pad_token_id)
+        return {
+            "input_ids": input_ids_BS,
+            "attention_mask": (input_ids_BS != self.tokenizer.pad_token_id).long(),
+            "labels": pad([example["labels"] for example in examples], IGNORED),
+            "sentence_id": torch.tensor([example["sentence_id"] for example in examples]),
+            "epoch": torch.tensor(examples[0].get("epoch", 0)),
+        }
+
+    def evaluate(self, trainer: Predictor, provider: str) -> Evaluation:
+        """BLEU of the test split, and the first translations beside their references."""
+        examples = by_length(self.splits.test)
+        predicted = trainer.predict(examples).predictions
+        predicted[predicted < 0] = self.tokenizer.pad_token_id
+        texts = self.tokenizer.batch_decode(predicted, skip_special_tokens=True)
+        by_id = {example["sentence_id"]: text.strip() for example, text in zip(examples, texts, strict=True)}
+        hypotheses = [by_id[sentence_id] for sentence_id in self._data.test["sentence_id"]]
+        bleu = self._bleu(hypotheses)
+        shown = zip(self._data.test["source"], self._data.test["target"], hypotheses, strict=True)
+        table = Table(headers=("Source", "Reference", provider), rows=tuple(shown)[:NUM_SHOWN])
+        return Evaluation(
+            rows=(Row(provider=provider, metric="bleu", unit="sacreBLEU", value=bleu),),
+            summary={"bleu": bleu},
+            sections=(Section(title=f"Translations by {provider}", note=str(self._signature()), table=table),),
+        )
+
+    def baseline(self, name: str) -> Evaluation | None:
+        """`copy` returns the source; `memory` returns the target of the nearest training source by chrF."""
+        sources: list[str] = list(self._data.test["source"])
+        if name == "copy":
+            hypotheses = sources
+        elif name == "memory":
+            hypotheses = memory.translate(sources, self._data.train["source"], self._data.train["target"])
+        else:
+            return None
+        bleu = self._bleu(hypotheses)
+        row = Row(provider=name, metric="bleu", unit="sacreBLEU", value=bleu)
+        return Evaluation(rows=(row,), summary={f"bleu_{name}": bleu})
+
+    def _tokenize(self, rows: Sequence[Example]) -> list[Example]:
+        limit = {"truncation": True, "max_length": self._model.max_length}
+        sources = self.tokenizer(list(rows["source"]), **limit)["input_ids"]  # type: ignore[call-overload]
+        targets = self.tokenizer(list(rows["target"]), **limit)["input_ids"]  # type: ignore[call-overload]
+        ids = rows["sentence_id"]  # type: ignore[call-overload]
+        return [
+            {"input_ids": source, "labels": target, "sentence_id": sentence_id}
+            for source, target, sentence_id in zip(sources, targets, ids, strict=True)
+        ]
+
+    def _bleu(self, hypotheses: Sequence[str]) -> float:
+        return float(sacrebleu.corpus_bleu(list(hypotheses), [list(self._data.test["target"])]).score)
+
+    @staticmethod
+    def _signature() -> str:
+        metric = sacrebleu.BLEU()
+        metric.corpus_score(["a"], [["a"]])
+        return str(metric.get_signature())

@@ -1,0 +1,225 @@
+"""The library's Trainer with what the quartet adds: token batches, sealed checkpoints, named losses, OMoE."""
+
+import logging
+import os
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+
+import omoe
+from configs.schema import Config
+from scripts.testbed import checkpoints
+from scripts.testbed.batches import EpochRows, TokenBatches
+from scripts.testbed.precision import resolve
+from scripts.testbed.progress import Interruption, Progress
+from scripts.testbed.quartet import QuartetModel
+from scripts.testbed.tasks.task import IGNORED, Task
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+EVAL_BATCH = 64
+
+
+class QuartetTrainer(Seq2SeqTrainer):
+    """Trains a `QuartetModel` on a task.
+
+    Args:
+        config: The run's configuration.
+        task: Splits, collation and tokenizer.
+        model: What to train.
+        folder: Where checkpoints and TensorBoard events go.
+        orthogonal: Whether OMoE wraps the base optimizer.
+    """
+
+    def __init__(self, config: Config, task: Task, model: QuartetModel, *, folder: Path, orthogonal: bool) -> None:
+        self._config = config
+        self._orthogonal = orthogonal
+        self._terms: defaultdict[str, float] = defaultdict(float)
+        self._num_terms = 0
+        self._num_tokens = 0
+        self._started_s = time.monotonic()
+        self._interruption = Interruption()
+        callbacks: list[TrainerCallback] = [_tensorboard(folder), Progress(), self._interruption]
+        if config.trainer.early_stopping is not None:
+            callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping))
+        super().__init__(
+            model=model,
+            args=arguments(config, folder, generates=task.generates),
+            data_collator=task.collate,
+            train_dataset=EpochRows(task.splits.train),
+            eval_dataset=task.splits.valid,
+            processing_class=task.tokenizer,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a person stopped the run before its last step."""
+        return self._interruption.asked
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """All batches of the run, in an order that the seed alone decides."""
+        trainer = self._config.trainer
+        rows = self.train_dataset._rows
+        lengths = [max(len(row["input_ids"]), _target_length(row)) for row in rows]
+        batches = TokenBatches(
+            lengths,
+            batch_tokens=trainer.batch_tokens,
+            num_batches=trainer.max_steps * trainer.accumulation_steps * self.args.world_size,
+            seed=self._config.seed,
+        )
+        loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW of the library; around it OMoE, where the network has experts."""
+        optimizer = super().create_optimizer(model)
+        if self._orthogonal:
+            experts = omoe.find_expert_linears(self.model.network)
+            self.optimizer = optimizer = omoe.OMoE(optimizer, experts, self._config.omoe)
+        return optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch; its named terms are kept for the next log line."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs, step=self.state.global_step)
+        for name, value in outputs["terms"].items():
+            self._terms[name] += float(value)
+        self._num_terms += 1
+        self._num_tokens += int((inputs["labels"] != IGNORED).sum())
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the loss with its terms, and the seconds and target tokens since the run began, resumed or not."""
+        if "loss" in logs:
+            logs |= {name: total / self._num_terms for name, total in self._terms.items()}
+            self._terms.clear()
+            self._num_terms = 0
+            logs |= self.progress()
+        super().log(logs, start_time)
+
+    def progress(self) -> dict[str, float]:
+        """Seconds spent and target tokens trained on since the run began, earlier sessions included."""
+        before = next((entry for entry in reversed(self.state.log_history) if "seconds" in entry), None)
+        now_s = time.monotonic()
+        seconds = now_s - self._started_s + (before["seconds"] if before else 0.0)
+        tokens = self._num_tokens + (before["target_tokens"] if before else 0)
+        self._started_s, self._num_tokens = now_s, 0
+        return {"seconds": seconds, "target_tokens": tokens}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **settings: Any) -> Any:
+        """Train, counting time from here."""
+        self._started_s = time.monotonic()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **settings)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save and seal; where that fails, say so, remove the remains and train on: the last good one is still there."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                checkpoints.seal(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            free_bytes = shutil.disk_usage(self.args.output_dir).free
+            logger.error("%s was not saved (%s); %d MB are free; training goes on", folder, error, free_bytes // 10**6)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(self.model, str(folder / WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        safetensors.torch.load_model(model or self.model, os.path.join(resume_from_checkpoint, WEIGHTS))
+
+    def _load_best_model(self) -> None:
+        path = os.path.join(self.state.best_model_checkpoint, WEIGHTS)
+        safetensors.torch.load_model(self.model, path)
+
+
+def arguments(config: Config, folder: Path, *, generates: bool) -> Seq2SeqTrainingArguments:
+    """The library's arguments for a configuration."""
+    trainer, cluster = config.trainer, config.cluster
+    bf16 = resolve(trainer.precision, cluster.device) == "bf16"
+    save_every = min(trainer.save_every, trainer.max_steps)
+    return Seq2SeqTrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=trainer.max_steps,
+        gradient_accumulation_steps=trainer.accumulation_steps,
+        per_device_eval_batch_size=EVAL_BATCH,
+        learning_rate=trainer.learning_rate,
+        lr_scheduler_type=trainer.schedule,
+        warmup_steps=trainer.warmup_steps,
+        weight_decay=trainer.weight_decay,
+        adam_beta2=trainer.adam_beta2,
+        max_grad_norm=trainer.max_grad_norm,
+        seed=config.seed,
+        bf16=bf16,
+        use_cpu=cluster.device == "cpu",
+        logging_steps=trainer.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=save_every,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=trainer.keep_checkpoints,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        predict_with_generate=generates,
+        generation_num_beams=trainer.num_beams,
+        generation_max_length=config.model.max_length,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to=[],
+        accelerator_config={"even_batches": False},
+        deepspeed=deepspeed(config, bf16=bf16),
+    )
+
+
+def deepspeed(config: Config, *, bf16: bool) -> dict[str, Any] | None:
+    """DeepSpeed's settings for the chosen ZeRO stage; None without it."""
+    if config.trainer.deepspeed == "off":
+        return None
+    return {
+        "zero_optimization": {"stage": int(config.trainer.deepspeed[-1])},
+        "gradient_accumulation_steps": config.trainer.accumulation_steps,
+        "gradient_clipping": config.trainer.max_grad_norm,
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+    }
+
+
+def _target_length(row: dict[str, Any]) -> int:
+    labels = row["labels"]
+    return len(labels) if isinstance(labels, list) else 1
+
+
+def _tensorboard(folder: Path) -> TrainerCallback:
+    from torch.utils.tensorboard import SummaryWriter  # loads slowly
+
+    return TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))

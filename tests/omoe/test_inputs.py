@@ -1,0 +1,83 @@
+import pytest
+import torch
+from closeness import assert_close
+from torch import Tensor, nn
+
+from omoe import ExpertLinear, find_expert_linears
+from omoe.inputs import MeanInputs
+from tests.omoe.small_moe import MODEL, GroupedLinear, SmallMoE, batches
+
+
+def means_by_hand(forwards: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    x_TM = torch.cat([x for x, _ in forwards]).to(dtype)
+    expert_T = torch.cat([expert for _, expert in forwards])
+    means = [x_TM[expert_T == expert].mean(0) if (expert_T == expert).any() else x_TM[0] * 0 for expert in range(4)]
+    return torch.stack(means)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_several_forwards_sum_up_and_evaluation_does_not_count(listed: bool) -> None:
+    model = SmallMoE(listed=listed)
+    linears = find_expert_linears(model)
+    inputs = MeanInputs(linears)
+    forwards = [(x_TM, expert_T) for x_TM, expert_T, _ in batches(3)]
+    assert not inputs.observed(linears[0])
+    for x_TM, expert_T in forwards:
+        model(x_TM, expert_T)
+    model.eval()
+    model(forwards[0][0] + 5, forwards[0][1])
+    taken = inputs.take()
+    assert inputs.observed(linears[0])
+    assert list(taken) == ["experts.up", "experts.down"]
+    expected = means_by_hand(forwards, torch.float32), means_by_hand(forwards, torch.float64)
+    assert_close("mean input", taken["experts.up"].mean_EI, *expected)
+    counts_E = torch.cat([expert_T for _, expert_T in forwards]).bincount()
+    assert torch.equal(taken["experts.down"].num_tokens_E, counts_E)
+    assert inputs.take()["experts.up"].num_tokens_E.sum() == 0
+
+
+def test_an_expert_without_tokens_has_mean_zero() -> None:
+    model = SmallMoE()
+    inputs = MeanInputs(find_expert_linears(model))
+    model(torch.ones(5, MODEL), torch.tensor([0, 0, 2, 2, 2]))
+    taken = inputs.take()["experts.up"]
+    assert taken.num_tokens_E.tolist() == [2, 0, 3, 0]
+    assert torch.equal(taken.mean_EI, torch.tensor([[1.0], [0.0], [1.0], [0.0]]).expand(4, MODEL))
+
+
+def test_counts_may_be_a_tensor_and_rows_low_precision() -> None:
+    layer = GroupedLinear(2, 3, 3).bfloat16()
+    inputs = MeanInputs([ExpertLinear(name="up", parameters=(layer.weight,), modules=(layer,))])
+    rows_RI = torch.full((600, 3), 1.0, dtype=torch.bfloat16)  # a bfloat16 sum would stop at 256
+    layer(rows_RI, torch.tensor([500, 100]))
+    taken = inputs.take()["up"]
+    assert taken.mean_EI.dtype == torch.float32
+    assert torch.equal(taken.mean_EI, torch.ones(2, 3))
+
+
+def test_remove_stops_observing() -> None:
+    model = SmallMoE()
+    linears = find_expert_linears(model)
+    inputs = MeanInputs(linears)
+    inputs.remove()
+    model(*batches(1)[0][:2])
+    assert not inputs.observed(linears[0])
+    assert inputs.take()["experts.up"].num_tokens_E.sum() == 0
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1, 1, 1], None, torch.tensor([4]), 4])
+def test_bad_counts_are_named(counts: object) -> None:
+    layer = GroupedLinear(2, 3, 3)
+    MeanInputs([ExpertLinear(name="up", parameters=(layer.weight,), modules=(layer,))])
+    with pytest.raises(ValueError, match="counts of 'up'"):
+        layer(torch.ones(3, 3), counts)
+
+
+def test_bad_rows_are_named() -> None:
+    layer = nn.Linear(3, 3)
+    other = nn.Linear(3, 3)
+    MeanInputs([ExpertLinear(name="up", parameters=(layer.weight, other.weight), modules=(layer, other))])
+    with pytest.raises(ValueError, match="inputs of 'up'"):
+        layer(torch.ones(3, 4))
+    layer(torch.ones(3))
+    layer(torch.ones(2, 0, 3))

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from omoe import OMoEConfig, find_expert_linears
+from omoe.state import initial_state, loaded_state
+from tests.omoe.small_moe import HIDDEN, MODEL, NUM_EXPERTS, SmallMoE
+
+SPACES = ["update", "input"]
+
+
+def saved(space: str) -> dict[str, object]:
+    linears = find_expert_linears(SmallMoE())
+    config = OMoEConfig(space=space)  # type: ignore[arg-type]
+    return {"num_steps": 3, "linears": {linear.name: initial_state(linear, config) for linear in linears}}
+
+
+def test_what_each_space_keeps() -> None:
+    linears = find_expert_linears(SmallMoE().bfloat16())
+    update = initial_state(linears[0], OMoEConfig())
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in update.items()} == {
+        "removed_energy_E": (torch.float32, (NUM_EXPERTS,)),
+        "start_EOI": (torch.bfloat16, (NUM_EXPERTS, HIDDEN, MODEL)),
+    }
+    inputs = initial_state(linears[1], OMoEConfig(space="input"))
+    assert inputs["projector_EII"].dtype == torch.float32
+    assert torch.equal(inputs["projector_EII"], torch.eye(HIDDEN).expand(NUM_EXPERTS, -1, -1))
+    assert inputs["num_tokens_E"].tolist() == [0] * NUM_EXPERTS
+
+
+def test_start_weights_do_not_follow_the_model() -> None:
+    linear = find_expert_linears(SmallMoE())[0]
+    start_EOI = initial_state(linear, OMoEConfig())["start_EOI"]
+    linear.parameters[0].data.add_(1)
+    assert not torch.equal(start_EOI, linear.parameters[0])
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_loading_copies(space: str) -> None:
+    own = saved(space)
+    num_steps, states = loaded_state(own, find_expert_linears(SmallMoE()), OMoEConfig(space=space))  # type: ignore[arg-type]
+    assert num_steps == 3
+    for name, state in states.items():
+        for key, tensor in state.items():
+            original = own["linears"][name][key]  # type: ignore[index]
+            assert torch.equal(tensor, original)
+            assert tensor.data_ptr() != original.data_ptr()
+
+
+def test_a_state_from_before_the_first_step_is_empty() -> None:
+    linears = find_expert_linears(SmallMoE())
+    assert loaded_state({"num_steps": 0, "linears": {}}, linears, OMoEConfig()) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("own", "match"),
+    [
+        (None, "expected num_steps and linears"),
+        ([1], "expected num_steps and linears"),
+        ({"num_steps": 1}, "expected num_steps and linears"),
+        ({"num_steps": -1, "linears": {}}, "num_steps"),
+        ({"num_steps": True, "linears": {}}, "num_steps"),
+        ({"num_steps": "1", "linears": {}}, "num_steps"),
+        ({"num_steps": 1, "linears": []}, "linears"),
+        ({"num_steps": 1, "linears": {}}, r"linears.*experts.down"),
+        ({"num_steps": 0, "linears": saved("update")["linears"]}, "after 0 steps"),
+        ({"num_steps": 1, "linears": {"experts.up": {}, "other": {}}}, "other"),
+        ({"num_steps": 1, "linears": {"experts.up": {}, "experts.down": {}}}, "'experts.up' has"),
+        ({"num_steps": 1, "linears": {"experts.up": 3, "experts.down": {}}}, "'experts.up' has int"),
+        (saved("input"), "expected .*start_EOI.* for space='update'"),
+    ],
+)
+def test_bad_states_are_refused(own: object, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        loaded_state(own, find_expert_linears(SmallMoE()), OMoEConfig())
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(1), torch.zeros(NUM_EXPERTS, HIDDEN, MODEL).half(), 1.0])
+def test_bad_tensors_are_refused(wrong: object) -> None:
+    own = saved("update")
+    own["linears"]["experts.up"]["start_EOI"] = wrong  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"start_EOI of 'experts\.up'"):
+        loaded_state(own, find_expert_linears(SmallMoE()), OMoEConfig())

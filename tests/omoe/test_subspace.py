@@ -1,0 +1,94 @@
+import torch
+from closeness import assert_close, assert_equal_up_to_rounding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from omoe.reference import outside_span
+from omoe.subspace import BLOCK, dot_products, removed_by_span
+
+
+def steps_and_changes(seed: int, num_experts: int, size: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    common_K = torch.randn(size, generator=generator, dtype=torch.float64)
+    step_EK = 1e-3 * (torch.randn(num_experts, size, generator=generator, dtype=torch.float64) + common_K)
+    return step_EK, torch.randn(num_experts, size, generator=generator, dtype=torch.float64) + 2 * common_K
+
+
+def by_loop(step_EK: Tensor, change_EK: Tensor) -> Tensor:
+    kept = [outside_span(step, [*change_EK[:e], *change_EK[e + 1 :]]) for e, step in enumerate(step_EK)]
+    return step_EK - torch.stack(kept)
+
+
+@given(st.integers(0, 1000), st.integers(2, 6), st.sampled_from([17, 64, BLOCK + 3]))
+@settings(max_examples=15, deadline=None)
+def test_removes_the_others_span_and_nothing_twice(seed: int, num_experts: int, size: int) -> None:
+    step_EK, change_EK = steps_and_changes(seed, num_experts, size)
+    removed_EK = removed_by_span(step_EK, change_EK)
+    assert_equal_up_to_rounding("reference", removed_EK, by_loop(step_EK, change_EK), roundings=1000 * num_experts)
+    kept_EK = step_EK - removed_EK
+    lengths_EJ = kept_EK.norm(dim=1)[:, None] * change_EK.norm(dim=1)
+    cosine_EJ = (kept_EK @ change_EK.T / lengths_EJ).fill_diagonal_(0)
+    assert cosine_EJ.abs().max() < 1000 * torch.finfo(torch.float64).eps
+    again_EK = removed_by_span(kept_EK, change_EK)
+    assert_equal_up_to_rounding("idempotent", kept_EK - again_EK, kept_EK, roundings=1000)
+
+
+def test_float32_is_as_good_as_the_reference_in_float32() -> None:
+    step_EK, change_EK = steps_and_changes(3, 5, 2 * BLOCK + 11)
+    step, change = step_EK.float(), change_EK.float()
+    assert_close(
+        "removed", removed_by_span(step, change), by_loop(step, change), by_loop(step.double(), change.double())
+    )
+
+
+def test_zero_changes_remove_exactly_nothing() -> None:
+    step_EK, _ = steps_and_changes(0, 4, 50)
+    assert torch.equal(removed_by_span(step_EK, torch.zeros(4, 50, dtype=torch.float64)), torch.zeros_like(step_EK))
+
+
+def test_an_experts_own_change_does_not_hold_it_back() -> None:
+    change_EK = torch.zeros(3, 40)
+    change_EK[1] = torch.randn(40)
+    step_EK = change_EK[1].repeat(3, 1)
+    removed_EK = removed_by_span(step_EK, change_EK)
+    assert torch.equal(removed_EK[1], torch.zeros(40))
+    assert_equal_up_to_rounding("others", removed_EK[[0, 2]], step_EK[[0, 2]], roundings=16)
+
+
+def test_changes_of_very_different_length_span_alike() -> None:
+    step_EK, change_EK = steps_and_changes(5, 4, 60)
+    scaled_EK = change_EK * torch.tensor([1e-12, 1.0, 1e9, 1e-3], dtype=torch.float64)[:, None]
+    removed_EK = removed_by_span(step_EK, change_EK)
+    assert_equal_up_to_rounding("scale", removed_by_span(step_EK, scaled_EK), removed_EK, roundings=1000)
+
+
+def test_equal_changes_count_once() -> None:
+    step_EK, change_EK = steps_and_changes(6, 4, 60)
+    change_EK[2] = change_EK[1]
+    change_EK[3] = -2 * change_EK[1]
+    expected_EK = by_loop(step_EK, change_EK)
+    assert_equal_up_to_rounding("rank one", removed_by_span(step_EK, change_EK), expected_EK, roundings=1000)
+
+
+def test_changes_that_only_rounding_tells_apart_do_not_blow_up() -> None:
+    step_EK, change_EK = steps_and_changes(7, 4, 60)
+    step_EK, change_EK = step_EK.float(), change_EK.float()
+    change_EK[2] = change_EK[1] * (1 + torch.finfo(torch.float32).eps)
+    change_EK[3] = change_EK[1] / 3 * 3
+    removed_EK = removed_by_span(step_EK, change_EK)
+    only_EK = torch.cat([change_EK[:2], torch.zeros(2, 60)])
+    assert_equal_up_to_rounding("first", removed_EK[0], removed_by_span(step_EK, only_EK)[0], roundings=64)
+
+
+def test_dot_products_of_long_rows_are_accurate() -> None:
+    left_EK = torch.rand(2, 50 * BLOCK + 5)
+    truth = left_EK.double() @ left_EK.double().T
+    assert_equal_up_to_rounding("dot", dot_products(left_EK, left_EK).float(), truth.float(), roundings=8)
+    assert dot_products(left_EK, left_EK).dtype == torch.float64
+    assert dot_products(torch.zeros(2, 0), torch.zeros(3, 0)).shape == (2, 3)
+
+
+def test_repeats_bit_for_bit() -> None:
+    step_EK, change_EK = steps_and_changes(8, 4, BLOCK + 9)
+    assert torch.equal(removed_by_span(step_EK, change_EK), removed_by_span(step_EK, change_EK))
