@@ -33,13 +33,13 @@ class Perturbed:
     Source: our definition; source_slot is its pi.
     """
 
-    input_ids_BS: Tensor  # noqa: N815
+    input_ids_BS: Tensor
     """int64: the perturbed ids; the attention mask is the clean batch's."""
 
-    source_slot_BS: Tensor  # noqa: N815
+    source_slot_BS: Tensor
     """int64: perturbed slot j holds, or replaces, the token of the original slot source_slot[j]."""
 
-    replaced_BS: Tensor  # noqa: N815
+    replaced_BS: Tensor
     """bool: perturbed slot j was replaced."""
 
 

@@ -66,7 +66,7 @@ class BlissLosses:
     position: Tensor
     """0-d: L_pos; 0 where it is switched off or no slot counts."""
 
-    logits_BTV: Tensor  # noqa: N815
+    logits_BTV: Tensor
     """The decoder's logits; in mode "both" those of the clean pass."""
 
     accuracies: Mapping[str, Tensor] = field(default_factory=dict)
@@ -118,8 +118,8 @@ def bliss_losses(
 
     Source: our definition (the paper's text gives none); the two supervisions are those of the abstract.
     """
-    _check_batch(input_ids_BS, attention_mask_BS, labels_BT, perturbed)
     _check_needs(corrector, perturbed, config)
+    _check_batch(input_ids_BS, attention_mask_BS, labels_BT, perturbed)
     logits: list[Tensor] = []
     token = position = torch.zeros((), device=input_ids_BS.device)
     accuracies: dict[str, Tensor] = {}
@@ -136,15 +136,9 @@ def bliss_losses(
         if config.mode == "corrected":
             logits.append(_decode(network, states_BSM, attention_mask_BS, labels_BT))
         if corrector is not None and config.weight > 0:
-            token, position, accuracies = _restoration(
-                corrector,
-                states_BSM,
-                network.get_input_embeddings().weight,
-                input_ids_BS=input_ids_BS,
-                attention_mask_BS=attention_mask_BS,
-                perturbed=perturbed,
-                config=config,
-            )
+            embedding_VM = network.get_input_embeddings().weight
+            batch = (input_ids_BS, attention_mask_BS, perturbed)
+            token, position, accuracies = _restoration(corrector, states_BSM, embedding_VM, *batch, config=config)
 
     losses = [sequence_loss(logits_BTV, labels_BT, label_smoothing=config.label_smoothing) for logits_BTV in logits]
     sequence = torch.stack(losses).mean()
@@ -211,10 +205,10 @@ def _restoration(
     corrector: Corrector,
     z_BSM: Tensor,
     embedding_VM: Tensor,
-    *,
     input_ids_BS: Tensor,
     attention_mask_BS: Tensor,
     perturbed: Perturbed,
+    *,
     config: BlissConfig,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """L_tok, L_pos and the accuracies; only the states of slots that count meet the vocabulary."""

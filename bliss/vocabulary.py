@@ -20,13 +20,13 @@ class Vocabulary:
     Source: our definition; words move and are replaced whole, and special tokens never.
     """
 
-    starts_word_V: Tensor  # noqa: N815
+    starts_word_V: Tensor
     """bool: the token begins a new word."""
 
-    special_V: Tensor  # noqa: N815
+    special_V: Tensor
     """bool: the token never moves, is never replaced and never drawn (BOS, EOS, padding, language codes ...)."""
 
-    drawable_N: Tensor = field(init=False)  # noqa: N815
+    drawable_N: Tensor = field(init=False)
     """int64: the ids that are not special, ascending."""
 
     def __post_init__(self) -> None:

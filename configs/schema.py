@@ -64,7 +64,9 @@ class Config:
             )
         known_baselines(self.baselines)
         if self.record and self.smoke:
-            raise ValueError("record: got true with debug=smoke; accepts false, for a shrunk run's figures mean nothing")
+            raise ValueError(
+                "record: got true with debug=smoke; accepts false, for a shrunk run's figures mean nothing"
+            )
         if self.trainer.deepspeed != "off" and self.cluster.num_ranks < 2:
             raise ValueError(
                 f"trainer.deepspeed: got {self.trainer.deepspeed} with cluster.num_ranks={self.cluster.num_ranks}; "

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bliss import BlissConfig
+from configs.typed import closest
 from moe_pipeline import GateConfig
 from omoe import OMoEConfig
-
-from configs.typed import closest
 
 
 def at_least(section: object, low: float, *names: str) -> None:
@@ -37,7 +36,7 @@ class ModelConfig:
     kind: Literal["marian", "bart", "bert"]
     """Network class: marian and bart are encoder-decoders with the library's generation, bert is an encoder."""
     pretrained: str | None = None
-    """Name of a pretrained encoder (`minilm`) or a local folder in the library's format; the sizes below are then its own."""
+    """A pretrained encoder (`minilm`) or a folder in the library's format; the sizes below are then its own."""
     vocab_size: int = 6000
     """Subwords in the tokenizer trained on the training split, special tokens included."""
     d_model: int = 256
@@ -65,17 +64,19 @@ class ModelConfig:
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads: got {self.num_heads}, accepts a divisor of d_model={self.d_model}")
         if self.pretrained is not None and self.kind != "bert":
-            raise ValueError(f"pretrained: got {self.pretrained!r} with kind={self.kind}; only kind=bert can be pretrained")
+            raise ValueError(
+                f"pretrained: got {self.pretrained!r} with kind={self.kind}; only kind=bert can be pretrained"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which corpus, from where, and how much of it."""
 
-    name: str
+    name: str = "libreoffice_help_de_en"
     """A name of the registry in scripts/testbed/data."""
     root: str | None = None
-    """Folder with a local copy; null takes the shipped corpus or the hub."""
+    """Folder that holds the set; null takes the shipped corpus, or else the hub."""
     max_train: int | None = None
     """Most training rows kept, evenly spaced over the split; null keeps all."""
     max_eval: int | None = None
@@ -83,8 +84,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_train", "max_eval")
-        if not self.name or self.root == "":
-            raise ValueError("name and root: got an empty text, accepts a data set's name, and a folder or null")
+        if not self.name:
+            raise ValueError("name: got an empty text, accepts a data set's name, such as libreoffice_help_de_en")
+        if self.root == "":
+            raise ValueError("root: got an empty text, accepts the folder that holds the set, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,9 @@ class MoESection:
     def __post_init__(self) -> None:
         at_least(self, 0, "expert_noise_std")
         if not self.layers:
-            raise ValueError("layers: got an empty list, accepts at least one pattern; turn the section off with moe=off")
+            raise ValueError(
+                "layers: got an empty list, accepts at least one pattern; turn the section off with moe=off"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ class GroupedLinear(nn.Module):
         return _GroupedLinear.apply(rows_RI.to(dtype), self.weight.to(dtype), bias, counts)
 
     def extra_repr(self) -> str:
+        """The shapes, for printing; not in the paper."""
         return f"{self.num_experts} x ({self.d_in} -> {self.d_out}), bias={self.bias is not None}"
 
 

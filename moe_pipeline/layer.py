@@ -120,7 +120,8 @@ def routed(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Itera
             that matches a layer's name wins; "" matches every layer.
 
     Yields:
-        Layer name -> one record per call, in the order of the calls. Only calls made inside the context are seen.
+        Layer name -> one record per call, in the order of the calls. Only calls made inside the context are seen, so
+        run backward outside it where a model recomputes its activations.
 
     Raises:
         ValueError: If the model has no MoE layer, a prefix matches none, or a mask does not fit a layer's input.

@@ -99,12 +99,8 @@ def upcycle(
 
     Source: Sparse Upcycling (arXiv:2212.05055) section 3; this is not in the paper of MPipeMoE.
     """
-    reason = _why_inexact(config)
-    if exact and reason:
-        raise ValueError(
-            f"config: {reason}, so the model would not start as the dense one; accepted is kind='top_k' with "
-            "normalize=True, top_k >= 2 and capacity_factor=None: change the config or pass exact=False"
-        )
+    if exact:
+        _check_exact(config)
     if not 0 <= expert_noise_std < float("inf"):
         raise ValueError(f"expert_noise_std: got {expert_noise_std}; accepted is a finite number of at least 0")
     chosen = _choose(_find(model), layers)
@@ -112,21 +108,25 @@ def upcycle(
         _check_function(name, model.get_submodule(name), family)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        built = [_build(model.get_submodule(name), family, config, expert_noise_std) for name, family in chosen.items()]
-    for (name, family), moe in zip(chosen.items(), built, strict=True):
-        _install(model, name, family, moe)
+        for name, family in chosen.items():
+            _install(model, name, family, _build(model.get_submodule(name), family, config, expert_noise_std))
     return list(chosen)
 
 
-def _why_inexact(config: GateConfig) -> str | None:
+def _check_exact(config: GateConfig) -> None:
     """Copies of one expert compute what that expert does if, and only if, every token's weights sum to 1."""
     if config.kind == "expert_choice":
-        return "with kind='expert_choice' a token's weights sum to anything from 0 up"
-    if config.capacity_factor is not None:
-        return f"capacity_factor={config.capacity_factor} may drop tokens"
-    if config.num_experts > 1 and (config.kind == "switch" or not config.normalize):
-        return "weights that are raw probabilities sum to less than 1"
-    return None
+        reason = "with kind='expert_choice' a token's weights sum to anything from 0 up"
+    elif config.capacity_factor is not None:
+        reason = f"capacity_factor={config.capacity_factor} may drop tokens"
+    elif config.num_experts > 1 and (config.kind == "switch" or not config.normalize):
+        reason = "weights that are raw probabilities sum to less than 1"
+    else:
+        return
+    raise ValueError(
+        f"config: {reason}, so the model would not start as the dense one; accepted is kind='top_k' with "
+        "normalize=True, top_k >= 2 and capacity_factor=None: change the config or pass exact=False"
+    )
 
 
 def _find(model: nn.Module) -> dict[str, _Family]:

@@ -21,9 +21,9 @@ class MeanInput:
     Source: our definition, section 4, item 1.
     """
 
-    mean_EI: Tensor  # noqa: N815
+    mean_EI: Tensor
     """Mean input of every expert in float32; zero for an expert without tokens."""
-    num_tokens_E: Tensor  # noqa: N815
+    num_tokens_E: Tensor
     """Tokens of every expert, int64."""
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import moe_pipeline
 from configs.schema import Config
 from configs.typed import ConfigError
-from moe_pipeline import reference
 from scripts.testbed import launch, plots, threads
 from scripts.testbed.precision import resolve
 from scripts.testbed.report import Section
@@ -39,31 +38,35 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
 
 
 def moe_layer(config: Config) -> dict[str, Callable[[], object]]:
-    """The dense feed-forward layer, the MoE layer that replaces it, and the reference loop over experts."""
-    model, device = config.model, config.cluster.device
+    """The dense feed-forward layer, one with as many products as the MoE layer does, and the MoE layer."""
+    model, gate, device = config.model, config.moe.gate, config.cluster.device
     experts = moe_pipeline.FeedForwardExperts(
-        config.moe.gate.num_experts, model.d_model, model.d_ff, activation=model.activation
+        gate.num_experts, model.d_model, model.d_ff, activation=model.activation, gated=False, bias=True
     )
-    moe = moe_pipeline.MoELayer(moe_pipeline.Gate(config.moe.gate, model.d_model), experts).to(device)
-    activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[model.activation]()
-    dense = nn.Sequential(nn.Linear(model.d_model, model.d_ff), activation, nn.Linear(model.d_ff, model.d_model)).to(device)
+    layers = {
+        "dense": _dense(config, model.d_ff),
+        "dense_equal_flops": _dense(config, model.d_ff * gate.top_k),
+        "moe": moe_pipeline.MoEFeedForward(moe_pipeline.MoELayer(moe_pipeline.Gate(gate, model.d_model), experts)),
+    }
     x_TM = torch.randn(config.bench.num_tokens, model.d_model, device=device)
     bf16 = resolve(config.trainer.precision, device) == "bf16"
 
-    def step(forward: Callable[[Tensor], Tensor], module: nn.Module) -> Callable[[], None]:
+    def step(layer: nn.Module) -> Callable[[], None]:
         def run() -> None:
-            module.zero_grad(set_to_none=True)
+            layer.zero_grad(set_to_none=True)
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                y_TM = forward(x_TM.detach().requires_grad_())
+                y_TM = layer(x_TM.detach().requires_grad_())
             y_TM.float().square().mean().backward()
 
         return run
 
-    return {
-        "dense": step(dense, dense),
-        "moe": step(lambda x: moe(x)[0], moe),
-        "reference": step(lambda x: reference.moe_layer(moe, x), moe),
-    }
+    return {name: step(layer.to(device)) for name, layer in layers.items()}
+
+
+def _dense(config: Config, d_ff: int) -> nn.Module:
+    activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[config.model.activation]()
+    d_model = config.model.d_model
+    return nn.Sequential(nn.Linear(d_model, d_ff), activation, nn.Linear(d_ff, d_model))
 
 
 def _rows(name: str, timing: Timing) -> tuple[Row, Row]:
@@ -80,9 +83,9 @@ def _section(config: Config, timings: dict[str, Timing]) -> Section:
     medians = {name: [timing.median_us] for name, timing in timings.items()}
     return Section(
         title="Forward and backward of one layer",
-        note=f"{config.bench.num_tokens} tokens, {model.d_model} x {model.d_ff}, {gate.num_experts} experts, top {gate.top_k}, "
-        f"{torch.get_num_threads()} threads; medians of {config.bench.repeats} alternated rounds. "
-        f"The MoE layer does {gate.top_k} times the dense layer's products.",
+        note=f"{config.bench.num_tokens} tokens, {model.d_model} x {model.d_ff}, {gate.num_experts} experts, "
+        f"top {gate.top_k}, {torch.get_num_threads()} threads; medians of {config.bench.repeats} alternated rounds. "
+        f"dense_equal_flops is a dense layer {gate.top_k} times as wide, which does as many products as the MoE layer.",
         plots=(plots.bars(medians, title="Step time", x_label="", y_label="us"),),
     )
 

@@ -5,9 +5,9 @@ Every way this can fail ends in one line that says what to do.
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
+from typing import NoReturn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
@@ -16,10 +16,10 @@ STAMP = os.path.join(VENV, "quartet-installed")
 OLDEST = (3, 11)
 
 
-def main():  # noqa: ANN201, D103
+def main() -> None:
     if sys.version_info < OLDEST:
-        stop("Python %d.%d or newer is needed and %s is %d.%d; run: make PYTHON=python3.11 (or newer) ..."
-             % (OLDEST + (sys.executable,) + tuple(sys.version_info[:2])))  # fmt: skip
+        found = ".".join(map(str, sys.version_info[:2]))
+        stop("Python 3.11 or newer is needed and %s is %s; run make with PYTHON=python3.11" % (sys.executable, found))
     if os.path.isdir(VENV):
         check_venv()
     else:
@@ -28,14 +28,14 @@ def main():  # noqa: ANN201, D103
         install()
 
 
-def check_venv():  # noqa: ANN201, D103
+def check_venv() -> None:
     healthy = os.path.isfile(os.path.join(VENV, "pyvenv.cfg")) and os.path.exists(PYTHON)
     if not healthy or subprocess.call([PYTHON, "-m", "pip", "--version"], stdout=subprocess.DEVNULL,
                                       stderr=subprocess.DEVNULL):  # fmt: skip
         stop(".venv is half-made or its Python is gone; run: make clean, then this again")
 
 
-def make_venv():  # noqa: ANN201, D103
+def make_venv() -> None:
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -43,12 +43,15 @@ def make_venv():  # noqa: ANN201, D103
         stop("%s has no venv module; install it (Debian: apt-get install python3-venv) or run: make PYTHON=... with "
              "another Python" % sys.executable)  # fmt: skip
     if subprocess.call([sys.executable, "-m", "venv", VENV]):
-        stop(".venv could not be made with %s; run: make clean, then make PYTHON=... with another Python" % sys.executable)
+        stop(
+            ".venv could not be made with %s; run: make clean, then make PYTHON=... with another Python"
+            % sys.executable
+        )
 
 
-def install():  # noqa: ANN201, D103
+def install() -> None:
     # torch first and by its exact version: on some indexes only that form finds the build for this machine.
-    pin = re.search(r"^torch==\S+", read("constraints.txt"), re.MULTILINE).group()
+    pin = next(line for line in read("constraints.txt").splitlines() if line.startswith("torch=="))
     quiet = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     print("installing the pinned packages into .venv; this takes a minute or two", flush=True)
     for arguments in ([pin], ["--constraint", "constraints.txt", "--editable", ".[dev]"]):
@@ -58,23 +61,23 @@ def install():  # noqa: ANN201, D103
         file.write(wanted())
 
 
-def wanted():  # noqa: ANN201, D103
+def wanted() -> str:
     return hashlib.sha256((read("pyproject.toml") + read("constraints.txt")).encode()).hexdigest()
 
 
-def installed():  # noqa: ANN201, D103
+def installed() -> str:
     if not os.path.exists(STAMP):
         return ""
     with open(STAMP) as file:
         return file.read()
 
 
-def read(name):  # noqa: ANN001, ANN201, D103
+def read(name: str) -> str:
     with open(os.path.join(ROOT, name), "rb") as file:
         return file.read().decode("utf-8")
 
 
-def stop(message):  # noqa: ANN001, ANN201, D103
+def stop(message: str) -> NoReturn:
     sys.exit("error: " + message)
 
 

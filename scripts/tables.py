@@ -61,7 +61,15 @@ def table(rows: Sequence[RecordedRow]) -> str:
     for row in rows:
         known = paper.get(f"{row.provider}/{row.metric}")
         value = figure(row.value) if row.low is None else f"{figure(row.value)} ({figure(row.low)}-{figure(row.high)})"
-        cells = (row.provider, row.metric, "-" if known is None else figure(known), value, row.unit, row.kind, row.device)
+        cells = (
+            row.provider,
+            row.metric,
+            "-" if known is None else figure(known),
+            value,
+            row.unit,
+            row.kind,
+            row.device,
+        )
         lines.append("| " + " | ".join((*cells, row.commit)) + " |")
     return "\n".join(lines) + "\n"
 

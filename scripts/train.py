@@ -99,7 +99,9 @@ def methods(config: Config) -> Section:
     """Which of the four took part, in words."""
     gate = config.moe.gate
     used = {
-        "moe_pipeline": f"{gate.num_experts} experts, {gate.kind} routing, top {gate.top_k}" if config.moe.enabled else "off",
+        "moe_pipeline": f"{gate.num_experts} experts, {gate.kind} routing, top {gate.top_k}"
+        if config.moe.enabled
+        else "off",
         "fusion": "off: this version describes chains but generates no kernels",
         "omoe": _omoe(config),
         "bliss": f"mode {config.bliss.mode}, weight {config.bliss.weight}" if config.bliss.enabled else "off",

@@ -39,10 +39,16 @@ def tune(config: Config, run: launch.Run) -> launch.Outcome:
     kept = threads.keep(threads.key(config), int(best))
     return launch.Outcome(
         rows=tuple(
-            Row(provider=f"{name} threads", metric="train_step_time", unit="us", value=timing.median_us,
-                low=timing.low_us, high=timing.high_us)
+            Row(
+                provider=f"{name} threads",
+                metric="train_step_time",
+                unit="us",
+                value=timing.median_us,
+                low=timing.low_us,
+                high=timing.high_us,
+            )
             for name, timing in timings.items()
-        ),  # fmt: skip
+        ),
         summary={"threads": int(best), "cache": str(kept)},
         sections=(_section(config, timings, best),),
     )
@@ -77,7 +83,11 @@ def _steps(config: Config, task: Task, model: QuartetModel, count: int):  # type
 
 def _section(config: Config, timings: dict[str, Timing], best: str) -> Section:
     rows = tuple(
-        (name, f"{timing.median_us / config.tune.steps / 1e3:.1f} ms", "kept" if name == best else f"{timing.ratio:.2f} x")
+        (
+            name,
+            f"{timing.median_us / config.tune.steps / 1e3:.1f} ms",
+            "kept" if name == best else f"{timing.ratio:.2f} x",
+        )
         for name, timing in timings.items()
     )
     return Section(

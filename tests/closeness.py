@@ -40,7 +40,9 @@ def assert_close(name: str, actual: Tensor, reference: Tensor, truth: Tensor) ->
     assert error <= budget, f"{name}: error {error:.3e} exceeds {budget:.3e}"
 
 
-def assert_all_close(actual: Mapping[str, Tensor], reference: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
+def assert_all_close(
+    actual: Mapping[str, Tensor], reference: Mapping[str, Tensor], truth: Mapping[str, Tensor]
+) -> None:
     """`assert_close` for every name; the three mappings must have the same names."""
     assert actual.keys() == reference.keys() == truth.keys(), (sorted(actual), sorted(reference), sorted(truth))
     for name in actual:

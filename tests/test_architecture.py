@@ -54,7 +54,9 @@ def public_functions(path: Path) -> Iterator[ast.FunctionDef | ast.ClassDef]:
             yield node
             if isinstance(node, ast.ClassDef):
                 yield from (
-                    inner for inner in node.body if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_")
+                    inner
+                    for inner in node.body
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_")
                 )
 
 
@@ -180,7 +182,9 @@ def test_tolerances_come_from_one_place() -> None:
 
 
 def test_the_top_level_is_fixed() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     top = {line.split("/")[0] for line in listed if line and not line.startswith(".")}
     assert top <= TOP_LEVEL, f"unexpected at the top level: {sorted(top - TOP_LEVEL)}"
 

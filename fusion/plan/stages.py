@@ -6,7 +6,7 @@ operand, a weight shared by a batch and grouped heads are only operands with oth
 
 A MatMul names a new value; the other stages change one in place, before anything reads it: a value is one buffer.
 
-Source: MCFuser (SC 2024, arXiv:2506.22169) for chains of products and softmax; biases, gates and masks are not in the paper.
+Source: MCFuser (arXiv:2506.22169) for chains of products and softmax; biases, gates and masks are not in the paper.
 """
 
 from collections.abc import Mapping

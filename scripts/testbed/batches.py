@@ -36,7 +36,7 @@ class TokenBatches(Sampler[list[tuple[int, int]]]):
         longest = padded_length(max(lengths))
         if longest > batch_tokens:
             raise ValueError(
-                f"trainer.batch_tokens: got {batch_tokens}, accepts at least {longest}, the longest padded training example"
+                f"trainer.batch_tokens: got {batch_tokens}, accepts at least {longest}, the longest training example"
             )
         self._padded = [padded_length(length) for length in lengths]
         self._batch_tokens = batch_tokens

@@ -108,7 +108,7 @@ def _maps(measures: Sequence[LayerMeasure], when: str) -> list[str]:
     return maps
 
 
-def _measure_layer(name: str, layer: nn.Module, x: Tensor, record: moe_pipeline.MoERecord) -> LayerMeasure:
+def _measure_layer(name: str, layer: moe_pipeline.MoELayer, x: Tensor, record: moe_pipeline.MoERecord) -> LayerMeasure:
     x_TM = x.flatten(0, -2)[:NUM_TOKENS].float()
     num_experts = len(record.load_E)
     outputs_ETM = omoe.expert_outputs(layer.experts, x_TM, num_experts=num_experts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scripts.testbed import plots
 from scripts.testbed.report import Section
@@ -89,7 +90,7 @@ def sections(curves: Curves) -> tuple[Section, ...]:
 
 def _speeds(timed: Sequence[Mapping[str, float]], *, validated: set[float]) -> list[float]:
     speeds = []
-    for before, after in zip(timed, timed[1:], strict=False):
+    for before, after in pairwise(timed):
         seconds = after["seconds"] - before["seconds"]
         if seconds > 0 and before["step"] not in validated:
             speeds.append((after["target_tokens"] - before["target_tokens"]) / seconds)

@@ -21,7 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.schema import Config, load, register_defaults
 from configs.typed import ConfigError, accepted_keys, closest
 from scripts.testbed import report, rows
+from scripts.testbed.data import DataError
 from scripts.testbed.files import write_text
+from scripts.testbed.rows import Kind, Row
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +42,9 @@ class Run:
 class Outcome:
     """What a verb's function hands back to be written, shown and printed."""
 
-    rows: tuple[rows.Row, ...]
+    rows: tuple[Row, ...]
     summary: dict[str, float | int | str | None]
-    kind: rows.Kind = "measured"
+    kind: Kind = "measured"
     data_sha256: str = ""
     sections: tuple[report.Section, ...] = ()
 
@@ -51,7 +53,7 @@ Verb = Callable[[Config, Run], Outcome]
 
 
 def main(verb: str, function: Verb) -> None:
-    """Run a verb from the command line; a configuration that cannot be used ends with one clear message and status 2."""
+    """Run a verb from the command line; an unusable configuration ends with one clear message."""
     _start_ranks()
     register_defaults()
     OmegaConf.register_new_resolver("run_folder", _agreed_run_folder, replace=True, use_cache=True)
@@ -120,6 +122,13 @@ def execute(config: Config, function: Verb, run: Run) -> rows.Result:
 
 
 def _job(function: Verb, composed: DictConfig) -> None:
+    try:
+        _write_and_print(function, composed)
+    except (ConfigError, DataError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _write_and_print(function: Verb, composed: DictConfig) -> None:
     config = load(composed)
     run = Run(folder=Path(HydraConfig.get().runtime.output_dir), rank=int(os.environ.get("RANK", "0")))
     run.folder.mkdir(parents=True, exist_ok=True)

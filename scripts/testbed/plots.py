@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLORS = ("#1f6f8b", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#555f6b")
 
 
@@ -64,6 +65,6 @@ def _cycle(count: int) -> list[str]:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

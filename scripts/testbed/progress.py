@@ -56,7 +56,7 @@ class Progress(TrainerCallback):
         """Put the newest figures beside the bar, or into the log where there is no bar."""
         if not logs or not state.is_world_process_zero:
             return
-        shown = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
+        shown: dict[str, float] = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
         if logs.get("seconds"):
             shown["tokens/s"] = logs["target_tokens"] / logs["seconds"]
         if not shown:

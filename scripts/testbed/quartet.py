@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import bliss
 import moe_pipeline
+from bliss.config import Mode
 from configs.schema import Config
 from scripts.testbed.tasks.task import IGNORED, Task
 
@@ -144,7 +145,7 @@ class QuartetModel(nn.Module):
         perturbed = None
         if not self.training:
             # Validation follows input -> output on the clean source alone, or early stopping would follow the noise.
-            mode = "corrected" if objective.mode == "corrected" else "clean"
+            mode: Mode = "corrected" if objective.mode == "corrected" else "clean"
             objective = bliss.BlissConfig(
                 mode=mode, weight=0.0, label_smoothing=0.0, shuffle_range=0, replace_ratio=0.0
             )

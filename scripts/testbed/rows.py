@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 
@@ -85,7 +85,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(RecordedRow))
 
 def recorded(result: Result) -> list[RecordedRow]:
     """The rows of a result with its provenance on each."""
-    provenance = {
+    provenance: dict[str, Any] = {
         "experiment": result.experiment,
         "kind": result.kind,
         "seed": result.seed,

@@ -20,7 +20,7 @@ def chosen(config: Config) -> int:
     """Threads for this run.
 
     Args:
-        config: `trainer.threads` wins; where it is null, what tune found for this network and machine; else torch's own.
+        config: `trainer.threads` wins; where it is null, what tune found for this network here; else torch's own.
     """
     if config.trainer.threads is not None:
         return config.trainer.threads

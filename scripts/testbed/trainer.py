@@ -133,7 +133,7 @@ class QuartetTrainer(Seq2SeqTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **settings)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save and seal; where that fails, say so, remove the remains and train on: the last good one is still there."""
+        """Save and seal; where that fails, say so, remove the remains and train on: the last good one stays."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)

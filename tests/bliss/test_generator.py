@@ -28,8 +28,8 @@ configs = st.builds(
 
 @dataclass(frozen=True)
 class Batch:
-    input_ids_BS: Tensor  # noqa: N815
-    attention_mask_BS: Tensor  # noqa: N815
+    input_ids_BS: Tensor
+    attention_mask_BS: Tensor
 
 
 def pad(rows: list[list[int]], *, left: bool = False, extra: int = 0) -> Batch:

@@ -75,7 +75,10 @@ def test_the_wrong_verb_is_told_the_right_one() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.learning_ratee=1", r"trainer\.learning_ratee: unknown key; trainer accepts .*did you mean learning_rate\?"),
+        (
+            "trainer.learning_ratee=1",
+            r"trainer\.learning_ratee: unknown key; trainer accepts .*did you mean learning_rate\?",
+        ),
         ("moe.gate.topk=1", r"moe\.gate\.topk: unknown key; moe\.gate accepts .*top_k"),
         ("seeed=1", r"seeed: unknown key; the configuration accepts .*did you mean seed\?"),
         ("moe=offf", "Could not find 'moe/offf'"),

@@ -35,7 +35,10 @@ def test_builds_nested_values_and_keeps_defaults() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"inner": {"size": 1, "sise": 2}}, r"inner\.sise: unknown key; inner accepts kind, ratio, size; did you mean size"),
+        (
+            {"inner": {"size": 1, "sise": 2}},
+            r"inner\.sise: unknown key; inner accepts kind, ratio, size; did you mean size",
+        ),
         ({"inner": {}}, r"inner\.size: missing; accepts an integer"),
         ({"inner": {"size": "2"}}, r"inner\.size: got '2' \(str\), accepts an integer"),
         ({"inner": {"size": True}}, r"inner\.size: got True \(bool\), accepts an integer"),

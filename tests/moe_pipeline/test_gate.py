@@ -167,6 +167,12 @@ def test_noise_has_the_size_it_says() -> None:
 
 
 def test_learned_noise_learns_through_the_loads() -> None:
+    config = GateConfig(num_experts=5, noise="learned")
+    logits_TE, load_E = torch.randn(50, 5), torch.tensor([1.0, 3.0, 1.0, 3.0, 2.0], requires_grad=True)
+    with_load = assign(logits_TE, config=config, load_E=load_E).losses.importance
+    without = assign(logits_TE, config=config).losses.importance
+    assert_equal_up_to_rounding("importance", with_load, without + 0.8 / 4, roundings=8)
+    assert torch.autograd.grad(with_load, load_E)[0].abs().sum() > 0
     gate = Gate(GateConfig(num_experts=5, noise="learned", importance_weight=1.0), 6)
     gate(torch.randn(50, 6)).losses.importance.backward()
     assert gate.noise.weight.grad.abs().sum() > 0

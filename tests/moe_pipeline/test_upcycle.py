@@ -60,7 +60,11 @@ MOE_NAMES = {
 
 def _model(family: str) -> nn.Module:
     torch.manual_seed(0)
-    return FAMILIES[family]()
+    model = FAMILIES[family]()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # biases start at zero, where a lost one would not show
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
 
 
 def _inputs(family: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -263,6 +267,10 @@ def test_refuses_what_it_would_change() -> None:
     assert isinstance(model[0], _ScaledMLP)
     with pytest.raises(ValueError, match="model: no feed-forward layer found in Sequential"):
         upcycle(nn.Sequential(_NormedFeedForward()), CONFIG)
+    wider = _NormedFeedForward()
+    wider.ffn_layernorm, wider.fc2 = nn.Identity(), nn.Linear(8, 5)
+    with pytest.raises(ValueError, match="model: no feed-forward layer found in Sequential"):
+        upcycle(nn.Sequential(wider), CONFIG)
 
 
 def test_refuses_what_does_not_match() -> None:

@@ -48,8 +48,8 @@ def test_an_expert_without_tokens_has_mean_zero() -> None:
 def test_counts_may_be_a_tensor_and_rows_low_precision() -> None:
     layer = GroupedLinear(2, 3, 3).bfloat16()
     inputs = MeanInputs([ExpertLinear(name="up", parameters=(layer.weight,), modules=(layer,))])
-    rows_RI = torch.full((600, 3), 1.0, dtype=torch.bfloat16)  # a bfloat16 sum would stop at 256
-    layer(rows_RI, torch.tensor([500, 100]))
+    rows_RI = torch.full((600, 3), 1.0, dtype=torch.bfloat16)  # bfloat16 holds no 501
+    layer(rows_RI, torch.tensor([501, 99]))
     taken = inputs.take()["up"]
     assert taken.mean_EI.dtype == torch.float32
     assert torch.equal(taken.mean_EI, torch.ones(2, 3))

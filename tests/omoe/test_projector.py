@@ -1,7 +1,7 @@
 import pytest
 import torch
 from closeness import assert_all_close, assert_close, assert_equal_up_to_rounding
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -94,6 +94,8 @@ def test_others_projector_is_the_references(combine: Combine) -> None:
     assert_close(combine, removed[torch.float32], by_loop[torch.float32], by_loop[torch.float64])
 
 
+@example([0, 0, 0], "load")
+@example([5, 0], "load")
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=6), st.sampled_from(["mean", "load"]))
 def test_shares_sum_to_one_and_leave_the_expert_itself_out(tokens: list[int], combine: Combine) -> None:
     share_EJ = others_share(torch.tensor(tokens), combine=combine)

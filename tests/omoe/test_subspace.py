@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omoe.reference import outside_span
-from omoe.subspace import BLOCK, dot_products, removed_by_span
+from omoe.subspace import BLOCK, dot_products, others_coefficients, removed_by_span
 
 
 def steps_and_changes(seed: int, num_experts: int, size: int) -> tuple[Tensor, Tensor]:
@@ -71,6 +71,17 @@ def test_equal_changes_count_once() -> None:
     assert_equal_up_to_rounding("rank one", removed_by_span(step_EK, change_EK), expected_EK, roundings=1000)
 
 
+def test_directions_below_the_tolerance_are_dropped() -> None:
+    cosine = 1 - 1e-3  # of changes 1 and 2: the Gram matrix has the eigenvalues 1 + cosine and 1 - cosine
+    gram_EE = torch.tensor([[1, 0, 0], [0, 1, cosine], [0, cosine, 1]], dtype=torch.float64)
+    overlap_EJ = torch.tensor([[7, 3, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    mean, difference = 2 / (1 + cosine), 1 / (1 - cosine)
+    for tolerance, expected in ((1e-2, [0, mean, mean]), (1e-4, [0, mean + difference, mean - difference])):
+        coefficients_EJ = others_coefficients(gram_EE, overlap_EJ, tolerance=tolerance)
+        expected_E = torch.tensor(expected, dtype=torch.float64)
+        assert_equal_up_to_rounding("coefficients", coefficients_EJ[0], expected_E, roundings=16 * 1000)
+
+
 def test_changes_that_only_rounding_tells_apart_do_not_blow_up() -> None:
     step_EK, change_EK = steps_and_changes(7, 4, 60)
     step_EK, change_EK = step_EK.float(), change_EK.float()
@@ -91,4 +102,6 @@ def test_dot_products_of_long_rows_are_accurate() -> None:
 
 def test_repeats_bit_for_bit() -> None:
     step_EK, change_EK = steps_and_changes(8, 4, BLOCK + 9)
-    assert torch.equal(removed_by_span(step_EK, change_EK), removed_by_span(step_EK, change_EK))
+    removed_EK = removed_by_span(step_EK, change_EK)
+    assert torch.equal(removed_by_span(step_EK, change_EK), removed_EK)
+    assert torch.equal(removed_by_span(step_EK, change_EK, out_EK=step_EK), removed_EK)

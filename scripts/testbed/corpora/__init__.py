@@ -1,6 +1,8 @@
-"""Package files -> extract_* -> pack -> <corpus>/{train,valid,test}.tsv.xz, read by scripts.testbed.data.
+"""The corpora that ship with the repository, and how they were extracted.
 
-pack.py                       rows -> reproducible tsv.xz files, with their hashes
-extract_libreoffice_help.py   Debian help packages -> German-English sentence pairs
-extract_vader_movie.py        the vaderSentiment source distribution -> rated movie-review sentences
+Package files -> extract_* -> pack -> <corpus>/{train,valid,test}.tsv.xz, read by scripts.testbed.data
+
+    pack.py                       rows -> reproducible tsv.xz files, with their hashes
+    extract_libreoffice_help.py   Debian help packages -> German-English sentence pairs
+    extract_vader_movie.py        the vaderSentiment source distribution -> rated movie-review sentences
 """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import pyarrow
+import pyarrow.parquet
 
 from scripts.testbed.data.files import Located, csv_rows_of, json_rows_of
 from scripts.testbed.data.tasks import Row

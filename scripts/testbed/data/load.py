@@ -7,19 +7,15 @@ from pathlib import Path
 
 import datasets
 
-from scripts.testbed.data.config import DataConfig
+from configs.sections import DataConfig
 from scripts.testbed.data.data_set import DataSet
 from scripts.testbed.data.files import Located
 from scripts.testbed.data.hub import fetch, files_by_split, folder_rows
-from scripts.testbed.data.registry import find
+from scripts.testbed.data.registry import DataError, find
 from scripts.testbed.data.splits import content_sha256, evenly_spaced, three_splits
 from scripts.testbed.data.tasks import Row, Task, canonical_row, features_of
 
 CORPORA = Path(__file__).parent.parent / "corpora"
-
-
-class DataError(ValueError):
-    """A data set is missing or malformed; the message names the place, the expected layout and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +52,7 @@ def load(config: DataConfig) -> Data:
         The set in canonical form.
 
     Raises:
-        ValueError: The name is unknown.
-        DataError: The set is missing or malformed. Nothing else is ever loaded in its place.
+        DataError: The name is unknown, or the set is missing or malformed. Nothing else is ever loaded in its place.
     """
     data_set = find(config.name)
     try:

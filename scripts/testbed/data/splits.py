@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 
 import datasets
-import pyarrow  # type: ignore[import-untyped]
+import pyarrow
 
 from scripts.testbed.corpora.pack import md5_bucket
 

@@ -35,11 +35,11 @@ def train_tokenizer(
     if vocab_size <= NUM_FIXED_TOKENS + max_alphabet:
         least = NUM_FIXED_TOKENS + max_alphabet + 1
         raise ValueError(f"vocab_size: {vocab_size}; give at least {least}, or a smaller max_alphabet")
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.NFC()
+    normalizer = normalizers.NFC()
     # "<" stands alone, so that no merge can spell a special token or a byte
-    blanks_and_brackets = [pre_tokenizers.Metaspace(), pre_tokenizers.Split("<", "isolated")]
-    learner.pre_tokenizer = pre_tokenizers.Sequence(blanks_and_brackets)
+    pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Split("<", "isolated")])
+    learner = Tokenizer(models.BPE())
+    learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(BYTE_TOKENS),
         special_tokens=list(SPECIAL_TOKENS),
@@ -47,13 +47,8 @@ def train_tokenizer(
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    by_rank = sorted(learnt["vocab"], key=learnt["vocab"].get)[len(SPECIAL_TOKENS) :]
-    vocabulary = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *BYTE_TOKENS, *by_rank))}
-    merges = [tuple(merge) for merge in learnt["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))  # noqa: S106
-    tokenizer.normalizer = learner.normalizer
-    tokenizer.pre_tokenizer = learner.pre_tokenizer
+    tokenizer = Tokenizer(with_bytes(learner))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -70,3 +65,12 @@ def train_tokenizer(
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
     )
+
+
+def with_bytes(learner: Tokenizer) -> models.BPE:
+    """The learnt merges with a token for each byte between the special tokens and the learnt ones."""
+    learnt = json.loads(learner.to_str())["model"]
+    by_rank = sorted(learnt["vocab"], key=learnt["vocab"].get)[len(SPECIAL_TOKENS) :]
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *BYTE_TOKENS, *by_rank))}
+    merges = [tuple(merge) for merge in learnt["merges"]]
+    return models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True)  # noqa: S106

@@ -37,7 +37,7 @@ class Evaluation:
 class Predictor(Protocol):
     """The part of the library's Trainer that a task evaluates with."""
 
-    def predict(self, test_dataset: Any) -> Any: ...  # noqa: D102
+    def predict(self, test_dataset: Any) -> Any: ...
 
 
 class Task(Protocol):

@@ -69,7 +69,7 @@ def test_the_last_line_is_json_and_everything_promised_is_there(tmp_path: Path) 
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     assert result["experiment"] == "moe_pipeline/layer"
-    assert {row["provider"] for row in result["rows"]} == {"dense", "moe", "reference"}
+    assert {row["provider"] for row in result["rows"]} == {"dense", "dense_equal_flops", "moe"}
     folder = tmp_path / "outputs" / TODAY / "moe_pipeline_layer"
     assert {"config.yaml", "run.log", "rows.csv", "report.html"} <= {path.name for path in folder.iterdir()}
 
@@ -78,6 +78,7 @@ def verb(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProces
     """Run a verb in an empty folder, as a person would."""
     return subprocess.run(
         [sys.executable, "-m", f"scripts.{name}", *arguments],
-        cwd=folder, env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip

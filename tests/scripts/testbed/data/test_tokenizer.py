@@ -64,8 +64,11 @@ def test_texts_that_look_special_are_texts(tokenizer: PreTrainedTokenizerFast, t
 
 
 def test_no_merge_can_spell_a_special_token_or_a_byte() -> None:
-    hostile = train_tokenizer(["</s> <0x41> <pad>"] * 50, vocab_size=320, max_alphabet=20)
-    assert round_trip(hostile, "</s> <0x41> <pad>") == "</s> <0x41> <pad>"
+    texts = [f"{letter}{special}{letter}" for letter in "abcdefgh" for special in ("</s>", "<0x41>", "<pad>")]
+    hostile = train_tokenizer(texts * 50, vocab_size=330, max_alphabet=30)
+    for text in (*texts, "z</s>z", "z<0x41>z", "z<pad>z"):  # the last three are not learnt as whole words
+        assert round_trip(hostile, text) == text
+        assert hostile(text)["input_ids"].count(1) == 1
 
 
 def test_saving_and_loading(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

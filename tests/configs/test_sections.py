@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from scripts.testbed.data import DataConfig
+from configs.sections import DataConfig
 
 
 def test_the_default_is_the_shipped_translation_corpus() -> None:
@@ -17,10 +17,10 @@ def test_it_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": ""}, "name: empty"),
-        ({"root": ""}, "root: empty"),
-        ({"max_train": 0}, "max_train: 0"),
-        ({"max_eval": -3}, "max_eval: -3"),
+        ({"name": ""}, "name: got an empty text"),
+        ({"root": ""}, "root: got an empty text"),
+        ({"max_train": 0}, "max_train: got 0"),
+        ({"max_eval": -3}, "max_eval: got -3"),
     ],
 )
 def test_what_it_refuses(fields: dict[str, object], message: str) -> None:

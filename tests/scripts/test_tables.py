@@ -1,0 +1,49 @@
+"""The README's tables are what the committed rows say."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.tables import regenerate, table
+from scripts.testbed.rows import REPOSITORY, RecordedRow
+
+ROW = RecordedRow(
+    experiment="quartet/demo", provider="moe", metric="bleu", unit="sacreBLEU", value=31.234, low=None, high=None,
+    kind="measured", seed=1, data_sha256="", commit="abc", device="a CPU", versions="", date="2026-01-01",
+)  # fmt: skip
+PAGE = "before\n<!-- table: quartet/demo -->\nold\n<!-- end -->\nafter\n"
+
+
+def test_only_what_stands_between_the_markers_changes() -> None:
+    page = regenerate(PAGE, rows=[ROW])
+    assert page == f"before\n<!-- table: quartet/demo -->\n{table([ROW])}<!-- end -->\nafter\n"
+    assert regenerate(page, rows=[ROW]) == page
+    assert "| moe | bleu | - | 31.2 | sacreBLEU | measured | a CPU | abc |" in page
+
+
+def test_a_timing_shows_its_percentiles() -> None:
+    timed = dataclasses.replace(ROW, metric="step_time", value=1234.5, low=1200.0, high=1300.0)
+    assert "| 1,234 (1,200-1,300) |" in table([timed])
+
+
+def test_a_marker_without_rows_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no rows of quartet/demo"):
+        regenerate(PAGE, rows=[])
+
+
+def test_check_fails_where_the_page_is_stale_and_changes_nothing(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    text = (REPOSITORY / "README.md").read_text()
+    readme.write_text(text)
+    command = [sys.executable, "-m", "scripts.tables", "--check", "--readme", str(readme)]
+    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == 0
+    stale = text.replace("| measured |", "| guessed |", 1)
+    assert stale != text
+    readme.write_text(stale)
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "run python -m scripts.tables" in run.stderr
+    assert readme.read_text() == stale
