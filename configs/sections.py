@@ -33,7 +33,7 @@ def share(section: object, *names: str) -> None:
 class ModelConfig:
     """The test-bed network: built from these sizes, or a pretrained encoder."""
 
-    kind: Literal["marian", "bart", "bert"]
+    kind: Literal["marian", "pegasus", "bart", "bert"]
     """Network class: marian and bart are encoder-decoders with the library's generation, bert is an encoder."""
     pretrained: str | None = None
     """A pretrained encoder (`minilm`) or a folder in the library's format; the sizes below are then its own."""

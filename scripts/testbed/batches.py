@@ -5,6 +5,7 @@ B: sentences of a batch, S: padded length
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import count, islice
 
 from torch.utils.data import Dataset, Sampler
 
@@ -26,11 +27,22 @@ class TokenBatches(Sampler[list[tuple[int, int]]]):
     Args:
         lengths: Tokens of each row, on its longer side.
         batch_tokens: Padded tokens of a batch, at most, on the longer side.
-        num_batches: Batches of the whole run, over as many epochs as they take.
-        seed: Seed of the order.
+        num_batches: Batches of this rank in the whole run, over as many epochs as they take.
+        seed: Seed of the order, which is one for all ranks.
+        rank: Which of the ranks this is; it draws every `num_ranks`-th batch.
+        num_ranks: Ranks that share the data.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_tokens: int, num_batches: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_tokens: int,
+        num_batches: int,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         if not lengths:
             raise ValueError("lengths: got no rows, accepts at least one training example")
         longest = padded_length(max(lengths))
@@ -42,19 +54,18 @@ class TokenBatches(Sampler[list[tuple[int, int]]]):
         self._batch_tokens = batch_tokens
         self._num_batches = num_batches
         self._seed = seed
+        self._rank, self._num_ranks = rank, num_ranks
 
     def __len__(self) -> int:
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        made, epoch = 0, 0
-        while True:
+        yield from islice(self._all_ranks(), self._rank, self._num_batches * self._num_ranks, self._num_ranks)
+
+    def _all_ranks(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in count():
             for rows in self.epoch(epoch):
-                if made == self._num_batches:
-                    return
                 yield [(epoch, row) for row in rows]
-                made += 1
-            epoch += 1
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch: every row once, rows of one padded length together.

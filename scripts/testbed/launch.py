@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 import torch.distributed as dist
+import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ from configs.typed import ConfigError, accepted_keys, closest
 from scripts.testbed import report, rows
 from scripts.testbed.data import DataError
 from scripts.testbed.files import write_text
+from scripts.testbed.memory_pool import keep_freed_memory
 from scripts.testbed.rows import Kind, Row
 
 logger = logging.getLogger(__name__)
@@ -130,8 +132,10 @@ def _job(function: Verb, composed: DictConfig) -> None:
 
 def _write_and_print(function: Verb, composed: DictConfig) -> None:
     config = load(composed)
+    _refuse_another_world(config)
     run = Run(folder=Path(HydraConfig.get().runtime.output_dir), rank=int(os.environ.get("RANK", "0")))
     run.folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     set_up_logging(run)
     text = OmegaConf.to_yaml(composed, resolve=True)
     if run.rank == 0:
@@ -139,7 +143,8 @@ def _write_and_print(function: Verb, composed: DictConfig) -> None:
         write_text(run.folder / "config.yaml", text)
     result = execute(config, function, run)
     if run.rank == 0:
-        logger.info("report: %s", run.folder / "report.html")
+        for name, value in result.summary.items():
+            logger.info("%-24s %s", name, report.figure(value))
         sys.stderr.flush()
         print(result.json_line(), flush=True)
 
@@ -159,6 +164,7 @@ def set_up_logging(run: Run) -> None:
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    transformers.logging.disable_progress_bar()
     logging.getLogger("scripts").setLevel(logging.INFO if run.rank == 0 else logging.WARNING)
 
 
@@ -206,6 +212,15 @@ def run_folder(outputs: Path, name: str, resume: str, verb: str) -> Path:
     while folder.exists():
         folder, count = today / f"{flat}-{count}", count + 1
     return folder
+
+
+def _refuse_another_world(config: Config) -> None:
+    world, wanted = int(os.environ.get("WORLD_SIZE", "1")), config.cluster.num_ranks
+    if world != wanted:
+        raise ConfigError(
+            f"cluster.num_ranks: got {wanted}, but {world} rank(s) were started; start that many with: "
+            f"torchrun --nproc-per-node {wanted} -m scripts.{config.verb} experiment={config.name} cluster=..."
+        )
 
 
 def _refuse_another_config(path: Path, composed: DictConfig) -> None:

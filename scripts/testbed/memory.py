@@ -6,7 +6,7 @@ import numpy as np
 import sacrebleu
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-NUM_CANDIDATES = 50  # nearest by weighted character n-grams; chrF, which is slow, then ranks these alone
+NUM_CANDIDATES = 20  # nearest by weighted character n-grams; chrF, which is slow, then ranks these alone
 
 
 def translate(sources: Sequence[str], memory_sources: Sequence[str], memory_targets: Sequence[str]) -> list[str]:

@@ -11,6 +11,8 @@ from transformers import (
     BertForSequenceClassification,
     MarianConfig,
     MarianMTModel,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -54,16 +56,27 @@ def translator(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, seed:
     configuration, network_class = {
         "marian": (MarianConfig, MarianMTModel),
         "bart": (BartConfig, BartForConditionalGeneration),
+        "pegasus": (PegasusConfig, PegasusForConditionalGeneration),
     }[config.kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = network_class(configuration(**sizes, attn_implementation=ATTENTION))
-        # The library draws embeddings with deviation 0.02, which the embedding's scale makes too small for a network
-        # without a final norm to learn from quickly; 1/sqrt(width) is the Transformer's own choice.
-        torch.nn.init.normal_(network.model.shared.weight, std=config.d_model**-0.5)
-        with torch.no_grad():
-            network.model.shared.weight[tokenizer.pad_token_id].zero_()
+        _draw_as_the_transformer_does(network, tokenizer.pad_token_id)
     return network
+
+
+def _draw_as_the_transformer_does(network: PreTrainedModel, pad_token_id: int) -> None:
+    """Draw Xavier weights and embeddings of deviation 1/sqrt(width), not the library's 0.02 everywhere.
+
+    With that, a narrow network whose norms follow the sublayers stays at the words' frequencies for many epochs.
+    """
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 2 and not any(part in name for part in ("shared", "embed", "lm_head")):
+            torch.nn.init.xavier_uniform_(parameter)
+    embedding = network.get_input_embeddings().weight
+    torch.nn.init.normal_(embedding, std=embedding.shape[1] ** -0.5)
+    with torch.no_grad():
+        embedding[pad_token_id].zero_()
 
 
 def classifier(

@@ -15,6 +15,7 @@ import bliss
 import moe_pipeline
 from bliss.config import Mode
 from configs.schema import Config
+from configs.typed import ConfigError
 from scripts.testbed.tasks.task import IGNORED, Task
 
 
@@ -179,16 +180,13 @@ def build(config: Config, task: Task, *, moe: bool) -> QuartetModel:
         config: The run's configuration.
         task: Gives the network and the tokenizer.
         moe: Whether feed-forward layers become Mixtures of Experts; the dense control leaves them.
+
+    Raises:
+        ConfigError: Where no layer fits `moe.layers`, or the gate would change what a pretrained network computes.
     """
     network = task.network()
     if moe:
-        moe_pipeline.upcycle(
-            network,
-            config.moe.gate,
-            layers=config.moe.layers,
-            expert_noise_std=config.moe.expert_noise_std,
-            seed=config.seed,
-        )
+        _upcycle(network, config)
     if not config.bliss.enabled:
         plain = bliss.BlissConfig(mode="clean", weight=0.0, label_smoothing=config.trainer.label_smoothing)
         return QuartetModel(network, objective=plain, seed=config.seed)
@@ -204,6 +202,21 @@ def build(config: Config, task: Task, *, moe: bool) -> QuartetModel:
     return QuartetModel(
         network, objective=config.bliss, corrector=corrector, vocabulary=vocabulary(task.tokenizer), seed=config.seed
     )
+
+
+def _upcycle(network: PreTrainedModel, config: Config) -> None:
+    section = config.moe
+    try:
+        moe_pipeline.upcycle(
+            network,
+            section.gate,
+            layers=section.layers,
+            expert_noise_std=section.expert_noise_std,
+            seed=config.seed,
+            exact=config.model.pretrained is not None,  # from scratch there is no function to keep
+        )
+    except ValueError as error:
+        raise ConfigError(f"moe: {error}") from error
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> bliss.Vocabulary:

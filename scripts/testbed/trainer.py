@@ -78,11 +78,12 @@ class QuartetTrainer(Seq2SeqTrainer):
         batches = TokenBatches(
             lengths,
             batch_tokens=trainer.batch_tokens,
-            num_batches=trainer.max_steps * trainer.accumulation_steps * self.args.world_size,
+            num_batches=trainer.max_steps * trainer.accumulation_steps,
             seed=self._config.seed,
+            rank=self.args.process_index,
+            num_ranks=self.args.world_size,
         )
-        loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
-        return self.accelerator.prepare(loader)
+        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW of the library; around it OMoE, where the network has experts."""
@@ -137,6 +138,7 @@ class QuartetTrainer(Seq2SeqTrainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every rank writes a file of its own into the folder
             if self.args.should_save:
                 checkpoints.seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -194,8 +196,8 @@ def arguments(config: Config, folder: Path, *, generates: bool) -> Seq2SeqTraini
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
+        log_level="error",
         report_to=[],
-        accelerator_config={"even_batches": False},
         deepspeed=deepspeed(config, bf16=bf16),
     )
 

@@ -48,7 +48,7 @@ def test_smoke_shrinks() -> None:
         ("trainer.deepspeed=zero2", "num_ranks=1"),
         ("trainer.threads=0", "threads: got 0"),
         ("fusion.enabled=true", "generates no kernels"),
-        ("model.num_heads=3", "num_heads: got 3, accepts a divisor"),
+        ("model.num_heads=5", "num_heads: got 5, accepts a divisor of d_model=192"),
         ("model.kind=bert", "bliss=off"),
         ("model.dropout=1.0", "dropout: got 1.0"),
         ("bliss.mode=dirty", r"bliss\.mode: got 'dirty'"),

@@ -86,7 +86,7 @@ def test_a_run_of_another_configuration_is_not_continued(tmp_path: Path) -> None
     refused = process(tmp_path, "resume=auto", "trainer.learning_rate=0.5", "moe=off")
     assert refused.returncode == 1
     assert re.search(
-        r"moe\.enabled was True and is False, trainer\.learning_rate was 0\.002 and is 0\.5", refused.stderr
+        r"moe\.enabled was True and is False, trainer\.learning_rate was 0\.003 and is 0\.5", refused.stderr
     )
     assert "Traceback" not in refused.stderr
 

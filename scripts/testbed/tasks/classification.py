@@ -58,7 +58,8 @@ class Classification:
     def evaluate(self, trainer: Predictor, provider: str) -> Evaluation:
         """Accuracy on the test split, in percent."""
         examples = by_length(self.splits.test)
-        predicted = np.argmax(trainer.predict(examples).predictions, axis=-1)
+        logits = trainer.predict(examples).predictions[: len(examples)]  # ranks are filled up with repeats
+        predicted = np.argmax(logits, axis=-1)
         return self._accuracy(provider, predicted, np.array([example["labels"] for example in examples]))
 
     def baseline(self, name: str) -> Evaluation | None:

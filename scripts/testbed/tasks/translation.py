@@ -59,7 +59,7 @@ class Translation:
     def evaluate(self, trainer: Predictor, provider: str) -> Evaluation:
         """BLEU of the test split, and the first translations beside their references."""
         examples = by_length(self.splits.test)
-        predicted = trainer.predict(examples).predictions
+        predicted = trainer.predict(examples).predictions[: len(examples)]  # ranks are filled up with repeats
         predicted[predicted < 0] = self.tokenizer.pad_token_id
         texts = self.tokenizer.batch_decode(predicted, skip_special_tokens=True)
         by_id = {example["sentence_id"]: text.strip() for example, text in zip(examples, texts, strict=True)}

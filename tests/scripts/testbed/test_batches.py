@@ -36,6 +36,17 @@ def test_a_run_is_a_prefix_of_its_epochs_in_order(lengths: list[int], num_batche
     assert [row for epoch, row in drawn[0]] == sampler.epoch(0)[0]
 
 
+@given(LENGTHS, st.integers(1, 3), st.integers(1, 8))
+def test_ranks_share_one_sequence(lengths: list[int], num_ranks: int, num_batches: int) -> None:
+    def draw(count: int, rank: int, ranks: int) -> list[list[tuple[int, int]]]:
+        settings = {"batch_tokens": 160, "num_batches": count, "seed": 3, "rank": rank, "num_ranks": ranks}
+        return list(TokenBatches(lengths, **settings))  # type: ignore[arg-type]
+
+    alone = draw(num_batches * num_ranks, 0, 1)
+    for rank in range(num_ranks):
+        assert draw(num_batches, rank, num_ranks) == alone[rank::num_ranks]
+
+
 def test_seed_and_epoch_change_the_order() -> None:
     lengths = list(range(1, 129))
     orders = {
