@@ -57,7 +57,7 @@ class Translation:
         }
 
     def evaluate(self, trainer: Predictor, provider: str) -> Evaluation:
-        """BLEU of the test split, and the first translations beside their references."""
+        """BLEU of the test split, and ten translations, evenly spaced, beside their references."""
         examples = by_length(self.splits.test)
         predicted = trainer.predict(examples).predictions[: len(examples)]  # ranks are filled up with repeats
         predicted[predicted < 0] = self.tokenizer.pad_token_id
@@ -65,8 +65,9 @@ class Translation:
         by_id = {example["sentence_id"]: text.strip() for example, text in zip(examples, texts, strict=True)}
         hypotheses = [by_id[sentence_id] for sentence_id in self._data.test["sentence_id"]]
         bleu = self._bleu(hypotheses)
-        shown = zip(self._data.test["source"], self._data.test["target"], hypotheses, strict=True)
-        table = Table(headers=("Source", "Reference", provider), rows=tuple(shown)[:NUM_SHOWN])
+        triples = list(zip(self._data.test["source"], self._data.test["target"], hypotheses, strict=True))
+        shown = triples[:: max(1, len(triples) // NUM_SHOWN)][:NUM_SHOWN]
+        table = Table(headers=("Source", "Reference", provider), rows=tuple(shown))
         return Evaluation(
             rows=(Row(provider=provider, metric="bleu", unit="sacreBLEU", value=bleu),),
             summary={"bleu": bleu},
