@@ -22,6 +22,8 @@ from configs.sections import (
 )
 from configs.typed import build
 
+VerbName = Literal["train", "bench", "tune"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -29,9 +31,9 @@ class Config:
 
     name: str
     """Experiment name, `<package>/<file>`."""
-    verb: Literal["train", "bench", "tune"]
+    verb: VerbName
     """The verb being run."""
-    experiment_verb: Literal["train", "bench", "tune"]
+    experiment_verb: VerbName
     """The verb the experiment was written for."""
     seed: int
     """Seed of weights, data order, dropout and perturbation."""

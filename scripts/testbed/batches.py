@@ -9,6 +9,8 @@ from itertools import count, islice
 
 from torch.utils.data import Dataset, Sampler
 
+from configs.typed import ConfigError
+
 PAD_MULTIPLE = 8  # every new batch shape costs the CPU's matrix library a rebuild; few lengths keep it rare
 
 
@@ -31,6 +33,9 @@ class TokenBatches(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order, which is one for all ranks.
         rank: Which of the ranks this is; it draws every `num_ranks`-th batch.
         num_ranks: Ranks that share the data.
+
+    Raises:
+        ConfigError: Where there are no rows, or the longest does not fit a batch.
     """
 
     def __init__(
@@ -44,10 +49,10 @@ class TokenBatches(Sampler[list[tuple[int, int]]]):
         num_ranks: int = 1,
     ) -> None:
         if not lengths:
-            raise ValueError("lengths: got no rows, accepts at least one training example")
+            raise ConfigError("data.name: got a set without training examples, accepts one with at least one")
         longest = padded_length(max(lengths))
         if longest > batch_tokens:
-            raise ValueError(
+            raise ConfigError(
                 f"trainer.batch_tokens: got {batch_tokens}, accepts at least {longest}, the longest training example"
             )
         self._padded = [padded_length(length) for length in lengths]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hydra
 import torch.distributed as dist
@@ -19,9 +19,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.schema import Config, load, register_defaults
+from configs.schema import Config, VerbName, load, register_defaults
 from configs.typed import ConfigError, accepted_keys, closest
-from scripts.testbed import report, rows
+from scripts.testbed import report, rows, usage
 from scripts.testbed.data import DataError
 from scripts.testbed.files import write_text
 from scripts.testbed.memory_pool import keep_freed_memory
@@ -60,7 +60,11 @@ def main(verb: str, function: Verb) -> None:
     register_defaults()
     OmegaConf.register_new_resolver("run_folder", _agreed_run_folder, replace=True, use_cache=True)
     overrides = sys.argv[1:]
+    if not {"--help", "-h"}.isdisjoint(overrides):
+        print(usage.text(verb))
+        return
     try:
+        _need_experiment(verb, overrides)
         if not any(argument.startswith("-") for argument in overrides):
             load(compose(verb, overrides))
         hydra.main(version_base=None, config_path="pkg://configs", config_name=verb)(
@@ -71,6 +75,14 @@ def main(verb: str, function: Verb) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _need_experiment(verb: str, overrides: Sequence[str]) -> None:
+    named = [argument.removeprefix("experiment=") for argument in overrides if argument.startswith("experiment=")]
+    known = [name for other in get_args(VerbName) for name in usage.experiments(other)]
+    unknown = [name for names in named for name in names.split(",") if name not in known]
+    if not named or unknown:
+        raise ConfigError(usage.missing_experiment(verb, unknown[0] if unknown else None))
 
 
 def compose(verb: str, overrides: Sequence[str]) -> DictConfig:

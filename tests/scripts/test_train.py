@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,19 +22,19 @@ from scripts.testbed.rows import REPOSITORY
 DEMO = ("experiment=quartet/demo", "debug=smoke")
 KILLED = -9
 
-# Runs the verb as the command line does, and kills the process, without warning, at a named place.
+# Runs the verb as the command line does, and sends the process a signal at a named place.
 DRIVER = """
-import os, signal, sys
+import os, sys
 from scripts import train
 from scripts.testbed import launch
 from scripts.testbed.trainer import QuartetTrainer
 
-name, step = sys.argv.pop(1), int(sys.argv.pop(1))
+name, step, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
 original = getattr(QuartetTrainer, name)
 
 def killer(self, *arguments, **settings):
     if self.state.global_step == step:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
     return original(self, *arguments, **settings)
 
 setattr(QuartetTrainer, name, killer)
@@ -41,10 +42,12 @@ launch.main("train", train.train)
 """
 
 
-def process(folder: Path, *arguments: str, kill: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
+def process(
+    folder: Path, *arguments: str, kill: tuple[str, int] | None = None, number: int = signal.SIGKILL
+) -> subprocess.CompletedProcess[str]:
     place = kill or ("training_step", -1)
     return subprocess.run(
-        [sys.executable, "-c", DRIVER, place[0], str(place[1]), *DEMO, *arguments],
+        [sys.executable, "-c", DRIVER, place[0], str(place[1]), str(int(number)), *DEMO, *arguments],
         cwd=folder,
         env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=240,
@@ -79,6 +82,18 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(
     assert [name for name in uninterrupted if found[name] != uninterrupted[name]] == []
     assert ("continuing from" in resumed.stderr) == (kill[0] != "_save_optimizer_and_scheduler")
     assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
+    number: signal.Signals, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    stopped = process(tmp_path, kill=("training_step", 3), number=number)
+    assert stopped.returncode == 1
+    assert "stopped at step 4; continue with: resume=auto" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    found = outcome(process(tmp_path, "resume=auto"), tmp_path)
+    assert [name for name in uninterrupted if found[name] != uninterrupted[name]] == []
 
 
 def test_a_run_of_another_configuration_is_not_continued(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.typed import ConfigError
 from scripts.testbed.batches import EpochRows, TokenBatches, padded_length
 
 LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=200)
@@ -58,9 +59,9 @@ def test_seed_and_epoch_change_the_order() -> None:
 
 
 def test_a_batch_too_small_for_the_longest_row_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"trainer\.batch_tokens: got 100, accepts at least 128"):
+    with pytest.raises(ConfigError, match=r"trainer\.batch_tokens: got 100, accepts at least 128"):
         TokenBatches([5, 120], batch_tokens=100, num_batches=1, seed=0)
-    with pytest.raises(ValueError, match="lengths: got no rows"):
+    with pytest.raises(ConfigError, match=r"data\.name: got a set without training examples"):
         TokenBatches([], batch_tokens=100, num_batches=1, seed=0)
 
 

@@ -49,8 +49,9 @@ def test_a_named_run_is_continued_and_must_exist(tmp_path: Path) -> None:
         (["experiment=quartet/demo", "trainer.max_step=3"], "error: trainer.max_step: unknown key;"),
         (["experiment=quartet/demo", "moe.gate.top_k=5"], "top_k"),
         (["experiment=moe_pipeline/layer"], "python -m scripts.bench experiment=moe_pipeline/layer"),
-        (["experiment=nowhere/nothing"], "Could not find 'experiment/nowhere/nothing'"),
-        ([], "experiment"),
+        (["experiment=nowhere/nothing"], "error: experiment: got 'nowhere/nothing', accepts"),
+        ([], "error: experiment: missing; accepts moe_pipeline/upcycle_sentiment, quartet/demo"),
+        (["experiment=quartet/dmo"], "did you mean quartet/demo?"),
     ],
 )
 def test_a_command_that_cannot_run_ends_with_one_message_and_no_traceback(
