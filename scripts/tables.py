@@ -24,7 +24,10 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md", help="the file that holds the markers")
     arguments = parser.parse_args()
     before = arguments.readme.read_text(encoding="utf-8")
-    after = regenerate(before, rows=[row for path in sorted(RESULTS.glob("*.csv")) for row in read_rows(path)])
+    try:
+        after = regenerate(before, rows=[row for path in sorted(RESULTS.glob("*.csv")) for row in read_rows(path)])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if before == after:
         return
     if arguments.check:

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from configs.schema import Config, VerbName, load, register_defaults
 from configs.typed import ConfigError, accepted_keys, closest
@@ -140,6 +141,10 @@ def _job(function: Verb, composed: DictConfig) -> None:
         _write_and_print(function, composed)
     except (ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
+    except (OSError, SafetensorError) as error:
+        if "No space left on device" not in str(error):
+            raise
+        sys.exit(f"error: {error}; free some space and go on from the last checkpoint with resume=auto")
 
 
 def _write_and_print(function: Verb, composed: DictConfig) -> None:

@@ -143,6 +143,8 @@ class QuartetTrainer(Seq2SeqTrainer):
                 checkpoints.seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if self.state.best_model_checkpoint == str(folder):
+                self.state.best_model_checkpoint = None
             free_bytes = shutil.disk_usage(self.args.output_dir).free
             logger.error("%s was not saved (%s); %d MB are free; training goes on", folder, error, free_bytes // 10**6)
 
@@ -155,8 +157,12 @@ class QuartetTrainer(Seq2SeqTrainer):
         safetensors.torch.load_model(model or self.model, os.path.join(resume_from_checkpoint, WEIGHTS))
 
     def _load_best_model(self) -> None:
-        path = os.path.join(self.state.best_model_checkpoint, WEIGHTS)
-        safetensors.torch.load_model(self.model, path)
+        best = self.state.best_model_checkpoint
+        reason = checkpoints.damage(Path(best))
+        if reason is not None:
+            logger.warning("%s is not used: %s; the last weights are evaluated", best, reason)
+            return
+        safetensors.torch.load_model(self.model, os.path.join(best, WEIGHTS))
 
 
 def arguments(config: Config, folder: Path, *, generates: bool) -> Seq2SeqTrainingArguments:

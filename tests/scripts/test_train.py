@@ -110,23 +110,25 @@ def smoke(*overrides: str) -> Config:
     return load(compose("train", [*DEMO, *overrides]))
 
 
+@pytest.mark.parametrize(("step", "good"), [(3, 6), (6, 3)])
 def test_a_full_disk_is_reported_and_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    step: int, good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = safetensors.torch.save_model
 
     def save(model: Any, path: str) -> None:
-        if "checkpoint-3" in path:
+        if f"checkpoint-{step}" in path:
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         original(model, path)
 
     monkeypatch.setattr(safetensors.torch, "save_model", save)
-    with caplog.at_level(logging.ERROR):
-        train.train(smoke("bliss=off", "omoe=off", "baselines=[]"), Run(folder=tmp_path, rank=0))
-    assert "checkpoint-3 was not saved ([Errno 28] No space left on device)" in caplog.text
-    assert not (tmp_path / "checkpoints" / "checkpoint-3").exists()
-    assert checkpoints.newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "checkpoint-6"
+    with caplog.at_level(logging.WARNING):
+        outcome = train.train(smoke("bliss=off", "omoe=off", "baselines=[]"), Run(folder=tmp_path, rank=0))
+    assert f"checkpoint-{step} was not saved ([Errno 28] No space left on device)" in caplog.text
+    assert not (tmp_path / "checkpoints" / f"checkpoint-{step}").exists()
+    assert checkpoints.newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"checkpoint-{good}"
+    assert "bleu" in outcome.summary
 
 
 @pytest.mark.parametrize("off", ["moe", "omoe", "bliss"])
