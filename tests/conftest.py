@@ -1,9 +1,16 @@
-"""Markers that skip with a reason, and the seed every test starts from."""
+"""Markers that skip with a reason, settings that hold for every test, and the seed each starts from."""
 
 import random
 
 import pytest
 import torch
+from hypothesis import settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # tensors here are tiny, and two test processes may share two cores
+    settings.register_profile("house", deadline=None, derandomize=True)  # a slow machine is no failure
+    settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

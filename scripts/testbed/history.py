@@ -18,9 +18,9 @@ class Curves:
 
     points: Mapping[str, Points]
     seconds: float
-    """Training, validation and checkpoints, over all sessions of the run."""
-    target_tokens_per_s: float
-    """Median over log intervals that hold no validation and no checkpoint."""
+    """Training, validation and checkpoints, since the run first began."""
+    tokens_per_s: float
+    """Tokens of the target, or of a text to classify; median over log intervals without validation or checkpoint."""
 
 
 def read(log: Sequence[Mapping[str, float]]) -> Curves:
@@ -38,7 +38,7 @@ def read(log: Sequence[Mapping[str, float]]) -> Curves:
     return Curves(
         points=curves,
         seconds=timed[-1]["seconds"] if timed else 0.0,
-        target_tokens_per_s=speeds[len(speeds) // 2] if speeds else 0.0,
+        tokens_per_s=speeds[len(speeds) // 2] if speeds else 0.0,
     )
 
 
@@ -46,19 +46,19 @@ def rows(curves: Curves, provider: str) -> tuple[Row, ...]:
     """Seconds, speed and the last losses."""
     found = [
         Row(provider=provider, metric="train_seconds", unit="s", value=curves.seconds),
-        Row(provider=provider, metric="tokens_per_s", unit="target tokens/s", value=curves.target_tokens_per_s),
+        Row(provider=provider, metric="tokens_per_s", unit="tokens/s", value=curves.tokens_per_s),
     ]
     for name, metric in (("loss", "final_loss"), ("eval_loss", "best_valid_loss")):
         if name in curves.points:
             values = curves.points[name][1]
             value = values[-1] if name == "loss" else min(values)
-            found.append(Row(provider=provider, metric=metric, unit="nats/token", value=value))
+            found.append(Row(provider=provider, metric=metric, unit="nats", value=value))
     return tuple(found)
 
 
 def summary(curves: Curves) -> dict[str, float]:
     """Headline figures of a run under stable names."""
-    figures = {"train_seconds": curves.seconds, "tokens_per_s": curves.target_tokens_per_s}
+    figures = {"train_seconds": curves.seconds, "tokens_per_s": curves.tokens_per_s}
     for name, metric in (("loss", "final_loss"), ("eval_loss", "final_valid_loss")):
         if name in curves.points:
             figures[metric] = curves.points[name][1][-1]
@@ -76,7 +76,7 @@ def sections(curves: Curves) -> tuple[Section, ...]:
         name.removeprefix("accuracy_"): points[name] for name in sorted(points) if name.startswith("accuracy_")
     }
     step = {"x_label": "step"}
-    pictures = [plots.curves(losses, title="Loss", y_label="nats/token", **step)] if losses else []
+    pictures = [plots.curves(losses, title="Loss", y_label="nats", **step)] if losses else []
     if "learning_rate" in points:
         rate = {"learning rate": points["learning_rate"]}
         pictures.append(plots.curves(rate, title="Learning rate", y_label="learning rate", **step))
@@ -84,7 +84,7 @@ def sections(curves: Curves) -> tuple[Section, ...]:
         pictures.append(plots.curves(terms, title="Terms of the loss", y_label="nats", **step))
     if accuracies:
         pictures.append(plots.curves(accuracies, title="Self-supervised accuracy", y_label="share right", **step))
-    note = f"{curves.seconds:.0f} s, {curves.target_tokens_per_s:,.0f} target tokens/s while training."
+    note = f"{curves.seconds:.0f} s, {curves.tokens_per_s:,.0f} tokens/s while training."
     return (Section(title="Training", note=note, plots=tuple(pictures)),)
 
 
@@ -93,5 +93,5 @@ def _speeds(timed: Sequence[Mapping[str, float]], *, validated: set[float]) -> l
     for before, after in pairwise(timed):
         seconds = after["seconds"] - before["seconds"]
         if seconds > 0 and before["step"] not in validated:
-            speeds.append((after["target_tokens"] - before["target_tokens"]) / seconds)
+            speeds.append((after["num_tokens"] - before["num_tokens"]) / seconds)
     return speeds[int(len(speeds) * WARM_UP_SHARE) :]

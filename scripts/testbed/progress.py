@@ -58,7 +58,7 @@ class Progress(TrainerCallback):
             return
         shown: dict[str, float] = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
         if logs.get("seconds"):
-            shown["tokens/s"] = logs["target_tokens"] / logs["seconds"]
+            shown["tokens/s"] = logs["num_tokens"] / logs["seconds"]
         if not shown:
             return
         self._text = "  ".join(f"{name} {value:,.4g}" for name, value in shown.items())

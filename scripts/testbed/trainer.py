@@ -107,11 +107,12 @@ class QuartetTrainer(Seq2SeqTrainer):
         for name, value in outputs["terms"].items():
             self._terms[name] += float(value)
         self._num_terms += 1
-        self._num_tokens += int((inputs["labels"] != IGNORED).sum())
+        labels = inputs["labels"]
+        self._num_tokens += int((labels != IGNORED).sum() if labels.ndim == 2 else inputs["attention_mask"].sum())
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the loss with its terms, and the seconds and target tokens since the run began, resumed or not."""
+        """Log the loss with its terms, and the seconds and tokens since the run began, resumed or not."""
         if "loss" in logs:
             logs |= {name: total / self._num_terms for name, total in self._terms.items()}
             self._terms.clear()
@@ -120,13 +121,13 @@ class QuartetTrainer(Seq2SeqTrainer):
         super().log(logs, start_time)
 
     def progress(self) -> dict[str, float]:
-        """Seconds spent and target tokens trained on since the run began, earlier sessions included."""
+        """Seconds spent and tokens trained on (of the target, or of a text to classify) since the run first began."""
         before = next((entry for entry in reversed(self.state.log_history) if "seconds" in entry), None)
         now_s = time.monotonic()
         seconds = now_s - self._started_s + (before["seconds"] if before else 0.0)
-        tokens = self._num_tokens + (before["target_tokens"] if before else 0)
+        tokens = self._num_tokens + (before["num_tokens"] if before else 0)
         self._started_s, self._num_tokens = now_s, 0
-        return {"seconds": seconds, "target_tokens": tokens}
+        return {"seconds": seconds, "num_tokens": tokens}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **settings: Any) -> Any:
         """Train, counting time from here."""

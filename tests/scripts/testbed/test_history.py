@@ -1,11 +1,11 @@
 from scripts.testbed import history
 
 LOG = [
-    {"step": 1, "loss": 9.0, "loss_token": 2.0, "seconds": 10.0, "target_tokens": 100, "learning_rate": 0.1},
-    {"step": 2, "loss": 8.0, "loss_token": 1.0, "seconds": 11.0, "target_tokens": 300, "learning_rate": 0.2},
+    {"step": 1, "loss": 9.0, "loss_token": 2.0, "seconds": 10.0, "num_tokens": 100, "learning_rate": 0.1},
+    {"step": 2, "loss": 8.0, "loss_token": 1.0, "seconds": 11.0, "num_tokens": 300, "learning_rate": 0.2},
     {"step": 2, "eval_loss": 7.0},
-    {"step": 3, "loss": 6.0, "loss_token": 0.5, "seconds": 99.0, "target_tokens": 400, "learning_rate": 0.1},
-    {"step": 4, "loss": 5.0, "loss_token": 0.4, "seconds": 101.0, "target_tokens": 800, "learning_rate": 0.0},
+    {"step": 3, "loss": 6.0, "loss_token": 0.5, "seconds": 99.0, "num_tokens": 400, "learning_rate": 0.1},
+    {"step": 4, "loss": 5.0, "loss_token": 0.4, "seconds": 101.0, "num_tokens": 800, "learning_rate": 0.0},
     {"step": 4, "eval_loss": 7.5},
 ]
 
@@ -13,7 +13,7 @@ LOG = [
 def test_speed_leaves_validation_out_and_seconds_keep_it_in() -> None:
     curves = history.read(LOG)
     assert curves.seconds == 101.0
-    assert curves.target_tokens_per_s == 200.0
+    assert curves.tokens_per_s == 200.0
     assert curves.points["eval_loss"] == ((2, 4), (7.0, 7.5))
 
 
