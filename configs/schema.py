@@ -74,6 +74,11 @@ class Config:
                 f"trainer.deepspeed: got {self.trainer.deepspeed} with cluster.num_ranks={self.cluster.num_ranks}; "
                 "accepts off, or cluster.num_ranks=2 or more started by torchrun"
             )
+        if self.trainer.deepspeed != "off" and self.omoe.enabled:
+            raise ValueError(
+                f"omoe.enabled: got true with trainer.deepspeed={self.trainer.deepspeed}; accepts false (omoe=off), "
+                "for ZeRO steps a flat buffer in which experts cannot be told apart, or trainer.deepspeed=off"
+            )
         if self.bliss.enabled and self.model.kind == "bert":
             raise ValueError("bliss.enabled: got true with model.kind=bert; accepts marian or bart, or bliss=off")
 

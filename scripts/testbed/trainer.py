@@ -152,12 +152,19 @@ class QuartetTrainer(Seq2SeqTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_model(self.model, str(folder / WEIGHTS))
+        # By hand, not by save_model: DeepSpeed keeps all parameters in one buffer, which that takes for one tensor.
+        weights = {}
+        for name, tensor in self.model.state_dict().items():
+            weights.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor.clone()))
+        safetensors.torch.save_file(dict(weights.values()), folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         safetensors.torch.load_model(model or self.model, os.path.join(resume_from_checkpoint, WEIGHTS))
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
         best = self.state.best_model_checkpoint
         reason = checkpoints.damage(Path(best))
         if reason is not None:
@@ -215,10 +222,11 @@ def deepspeed(config: Config, *, bf16: bool) -> dict[str, Any] | None:
         return None
     return {
         "zero_optimization": {"stage": int(config.trainer.deepspeed[-1])},
-        "gradient_accumulation_steps": config.trainer.accumulation_steps,
-        "gradient_clipping": config.trainer.max_grad_norm,
-        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": "auto",  # these three are the Trainer's own
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16},
     }
 

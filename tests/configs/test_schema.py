@@ -62,6 +62,12 @@ def test_a_value_that_cannot_be_used_is_named(override: str, message: str) -> No
         composed(override)
 
 
+def test_zero_and_the_orthogonal_optimizer_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match=r"omoe\.enabled: got true with trainer\.deepspeed=zero2; accepts false"):
+        composed("trainer.deepspeed=zero2", "cluster=cpu_2ranks")
+    assert composed("trainer.deepspeed=zero2", "cluster=cpu_2ranks", "omoe=off").trainer.deepspeed == "zero2"
+
+
 def test_recording_a_shrunk_run_is_refused() -> None:
     with pytest.raises(ConfigError, match="record: got true with debug=smoke"):
         composed("debug=smoke", "record=true")

@@ -114,15 +114,15 @@ def smoke(*overrides: str) -> Config:
 def test_a_full_disk_is_reported_and_training_goes_on(
     step: int, good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = safetensors.torch.save_model
+    original = safetensors.torch.save_file
 
-    def save(model: Any, path: str) -> None:
-        if f"checkpoint-{step}" in path:
-            Path(path).write_bytes(b"half")
+    def save(tensors: Any, path: Path, *arguments: Any, **settings: Any) -> None:
+        if f"checkpoint-{step}" in str(path):
+            path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(model, path)
+        original(tensors, path, *arguments, **settings)
 
-    monkeypatch.setattr(safetensors.torch, "save_model", save)
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
     with caplog.at_level(logging.WARNING):
         outcome = train.train(smoke("bliss=off", "omoe=off", "baselines=[]"), Run(folder=tmp_path, rank=0))
     assert f"checkpoint-{step} was not saved ([Errno 28] No space left on device)" in caplog.text
