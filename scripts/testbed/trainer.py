@@ -153,7 +153,7 @@ class QuartetTrainer(Seq2SeqTrainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         # By hand, not by save_model: DeepSpeed keeps all parameters in one buffer, which that takes for one tensor.
-        weights = {}
+        weights: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
         for name, tensor in self.model.state_dict().items():
             weights.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor.clone()))
         safetensors.torch.save_file(dict(weights.values()), folder / WEIGHTS)
