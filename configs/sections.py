@@ -100,11 +100,15 @@ class MoESection:
     """Patterns over the names of feed-forward layers, as in a shell: `*encoder*`."""
     expert_noise_std: float = 0.0
     """Symmetry-breaking noise on the copied experts, relative to each weight's standard deviation."""
+    num_chunks: int = 1
+    """Chunks a layer's tokens are pipelined in; only 1 is accepted until experts are spread over ranks."""
     gate: GateConfig = field(default_factory=lambda: GateConfig(num_experts=4, top_k=2))
     """Routing; see moe_pipeline/config.py."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "expert_noise_std")
+        if self.num_chunks != 1:
+            raise ValueError(f"num_chunks: got {self.num_chunks}, accepts 1: this version has nothing to overlap")
         if not self.layers:
             raise ValueError(
                 "layers: got an empty list, accepts at least one pattern; turn the section off with moe=off"

@@ -40,6 +40,7 @@ def test_smoke_shrinks() -> None:
     [
         ("moe.gate.top_k=9", "top_k"),
         ("moe.gate.num_experts=0", "num_experts"),
+        ("moe.num_chunks=0", r"moe: num_chunks: got 0, accepts 1"),
         ("moe.gate.kind=best", r"moe\.gate\.kind: got 'best'"),
         ("moe.layers=[]", "layers: got an empty list"),
         ("trainer.max_steps=many", r"trainer\.max_steps: got 'many' \(str\), accepts an integer"),
