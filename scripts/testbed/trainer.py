@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -90,7 +91,8 @@ class QuartetTrainer(Seq2SeqTrainer):
         optimizer = super().create_optimizer(model)
         if self._orthogonal:
             experts = omoe.find_expert_linears(self.model.network)
-            self.optimizer = optimizer = omoe.OMoE(optimizer, experts, self._config.omoe)
+            ranks = dist.group.WORLD if self.args.world_size > 1 else None
+            self.optimizer = optimizer = omoe.OMoE(optimizer, experts, self._config.omoe, process_group=ranks)
         return optimizer
 
     def compute_loss(

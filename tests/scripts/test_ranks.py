@@ -20,7 +20,9 @@ ENVIRONMENT = {
 DEMO = ["experiment=quartet/demo", "debug=smoke", "cluster=cpu_2ranks", "baselines=[]"]
 
 
-@pytest.mark.parametrize("settings", [[], ["trainer.deepspeed=zero2", "omoe=off"]], ids=["DDP", "ZeRO-2"])
+@pytest.mark.parametrize(
+    "settings", [["omoe.space=input"], ["trainer.deepspeed=zero2", "omoe=off"]], ids=["DDP with OMoE", "ZeRO-2"]
+)
 def test_two_ranks_train_as_one_run(settings: list[str], tmp_path: Path) -> None:
     launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command = [sys.executable, "-m", *launcher, "--rdzv-endpoint", "localhost:0", "-m", "scripts.train"]
