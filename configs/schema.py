@@ -44,7 +44,8 @@ class Config:
     smoke: bool
     """Whether this run was shrunk by debug=smoke: its figures mean nothing."""
     baselines: tuple[str, ...]
-    """What the experiment is compared with in the same run: copy, memory, tfidf, dense."""
+    """What the experiment is compared with in the same run: copy, memory, tfidf, dense, one_process (on all ranks'
+    batches), one_process_reordered."""
     paper: dict[str, float]
     """The paper's own figures, `<provider>/<metric>` -> value; they stand beside ours in the README's tables."""
     model: ModelConfig
@@ -79,8 +80,25 @@ class Config:
                 f"omoe.enabled: got true with trainer.deepspeed={self.trainer.deepspeed}; accepts false (omoe=off), "
                 "for ZeRO steps a flat buffer in which experts cannot be told apart, or trainer.deepspeed=off"
             )
+        self._check_expert_ranks()
         if self.bliss.enabled and self.model.kind == "bert":
             raise ValueError("bliss.enabled: got true with model.kind=bert; accepts marian or bart, or bliss=off")
+
+    def _check_expert_ranks(self) -> None:
+        spread = self.moe.expert_ranks
+        if spread == 1:
+            return
+        if not self.moe.enabled:
+            raise ValueError(f"moe.expert_ranks: got {spread} with moe.enabled=false; accepts 1, or moe=on")
+        if self.cluster.num_ranks % spread:
+            raise ValueError(
+                f"moe.expert_ranks: got {spread}, accepts a divisor of cluster.num_ranks={self.cluster.num_ranks}"
+            )
+        if self.omoe.enabled:
+            raise ValueError(
+                f"omoe.enabled: got true with moe.expert_ranks={spread}; accepts false (omoe=off), for a rank sees its "
+                "own experts alone and could not keep them apart from the others, or moe.expert_ranks=1"
+            )
 
 
 def register_defaults() -> None:

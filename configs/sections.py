@@ -6,6 +6,7 @@ from typing import Literal
 from bliss import BlissConfig
 from configs.typed import closest
 from moe_pipeline import GateConfig
+from moe_pipeline.config import PipelineConfig, Restore
 from omoe import OMoEConfig
 
 
@@ -100,15 +101,25 @@ class MoESection:
     """Patterns over the names of feed-forward layers, as in a shell: `*encoder*`."""
     expert_noise_std: float = 0.0
     """Symmetry-breaking noise on the copied experts, relative to each weight's standard deviation."""
-    num_chunks: int = 1
-    """Chunks a layer's tokens are pipelined in; only 1 is accepted until experts are spread over ranks."""
+    expert_ranks: int = 1
+    """Ranks over which one copy of the experts is spread; 1 keeps all experts on every rank."""
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """Chunks, and what is kept for backward; see moe_pipeline/config.py."""
     gate: GateConfig = field(default_factory=lambda: GateConfig(num_experts=4, top_k=2))
     """Routing; see moe_pipeline/config.py."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "expert_noise_std")
-        if self.num_chunks != 1:
-            raise ValueError(f"num_chunks: got {self.num_chunks}, accepts 1: this version has nothing to overlap")
+        at_least(self, 1, "expert_ranks")
+        if self.gate.num_experts % self.expert_ranks:
+            raise ValueError(
+                f"expert_ranks: got {self.expert_ranks}, accepts a divisor of gate.num_experts={self.gate.num_experts}"
+            )
+        if self.pipeline.split == "ranks" and self.pipeline.num_chunks != self.expert_ranks:
+            raise ValueError(
+                f"pipeline.num_chunks: got {self.pipeline.num_chunks} with pipeline.split=ranks, accepts "
+                f"expert_ranks={self.expert_ranks}"
+            )
         if not self.layers:
             raise ValueError(
                 "layers: got an empty list, accepts at least one pattern; turn the section off with moe=off"
@@ -214,18 +225,42 @@ class ClusterConfig:
 class BenchConfig:
     """A benchmark of one layer beside its peers."""
 
-    subject: Literal["none", "moe_layer"]
-    """What is timed; none for experiments of the other verbs."""
+    subject: Literal["none", "moe_layer", "moe_overlap", "moe_memory", "moe_single"]
+    """What is measured; none for experiments of the other verbs."""
     repeats: int = 30
     """Timed rounds; in each round the peers run one after the other."""
     warmup: int = 5
     """Rounds before the timed ones."""
     num_tokens: int = 1536
-    """Tokens of the timed batch."""
+    """Tokens of the timed batch, on each rank."""
+    d_model: int = 512
+    """Width of the tokens, where the subject is a layer alone."""
+    d_hidden: int = 1024
+    """Hidden width of an expert."""
+    num_experts: int = 4
+    """Experts, over all ranks."""
+    top_k: int = 1
+    """Experts per token."""
+    links_mbit: tuple[float, ...] = (0.0,)
+    """Links between ranks, in Mbit/s; 0 is loopback, others are shaped and need root and iproute2."""
+    chunks: tuple[int, ...] = (1, 2, 4, 8)
+    """Chunk counts to measure."""
+    restores: tuple[Restore, ...] = ("none", "S1", "S2", "S3", "S4")
+    """Restore strategies to measure."""
+    width_divisor: int = 4
+    """What the widths of the paper's models are divided by to fit this machine."""
+    batch_tokens: tuple[int, ...] = (1024, 4096, 16384)
+    """Batch sizes to measure memory at, in tokens of each rank."""
+    thread_counts: tuple[int, ...] = (1, 2)
+    """Numbers of CPU threads to measure with, where there is one process."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "repeats", "num_tokens")
+        at_least(self, 1, "repeats", "num_tokens", "d_model", "d_hidden", "num_experts", "top_k", "width_divisor")
         at_least(self, 0, "warmup")
+        for name, low in (("links_mbit", 0), ("chunks", 1), ("batch_tokens", 1), ("thread_counts", 1)):
+            values = getattr(self, name)
+            if not values or min(values) < low:
+                raise ValueError(f"{name}: got {list(values)}, accepts a list of numbers, each {low} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +280,7 @@ class TuneConfig:
         at_least(self, 1, "steps", "rounds")
 
 
-BASELINES = ("copy", "memory", "tfidf", "dense")
+BASELINES = ("copy", "memory", "tfidf", "dense", "one_process", "one_process_reordered")
 
 
 def known_baselines(names: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a gate is: how many experts, how tokens and experts choose each other, and what the router's losses weigh."""
+"""What a gate is and how a layer is pipelined: numbers and names a user chooses, checked when they are given."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 GateKind = Literal["top_k", "switch", "gshard", "expert_choice"]
 GateNoise = Literal["none", "gaussian", "jitter", "learned"]
+Restore = Literal["none", "S1", "S2", "S3", "S4"]
+Split = Literal["tokens", "local", "ranks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,34 @@ class GateConfig:
             _require(self.noise_std < 1, "noise_std", self.noise_std, "a number below 1 with noise='jitter'")
         if self.noise == "learned":
             _require(self.kind == "top_k", "noise", self.noise, "'none', 'gaussian' or 'jitter' unless kind='top_k'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """How a layer's tokens are cut into chunks whose messages hide behind compute, and what is kept for backward.
+
+    Source: MPipeMoE (arXiv:2506.22175) sections III-B and III-D.
+    """
+
+    num_chunks: int = 1
+    """n; every rank must use the same."""
+    restore: Restore = "none"
+    """Kept for backward: all (none), or T_DI and T_M come back by S1 (offload both), S2 (resend, offload), S3 (offload,
+    recompute) or S4 (resend, recompute)."""
+    overlap: bool = True
+    """Off waits for each operation before the next begins: the baseline that pipelining is measured against."""
+    split: Split = "tokens"
+    """What a chunk is: a slice of the tokens for every rank (tokens, the paper's); the same, but rows that stay on
+    their rank go first and last, under the first and the last message (local, ours); all tokens for one rank (ranks,
+    FasterMoE's)."""
+    timeout_s: float = 300.0
+    """Longest wait for another rank, in seconds, before an error says who waited for what."""
+
+    def __post_init__(self) -> None:
+        _require(type(self.num_chunks) is int and self.num_chunks >= 1, "num_chunks", self.num_chunks, "1 or more")
+        _require(self.restore in get_args(Restore), "restore", self.restore, f"one of {get_args(Restore)}")
+        _require(self.split in get_args(Split), "split", self.split, f"one of {get_args(Split)}")
+        _require(0 < self.timeout_s < math.inf, "timeout_s", self.timeout_s, "a finite number of seconds above 0")
 
 
 def _require(holds: bool, field: str, came: object, accepted: str) -> None:

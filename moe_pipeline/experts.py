@@ -1,7 +1,6 @@
 """Experts: rows sorted by expert -> rows of results, all experts of a process in one module.
 
-Legend: E experts, R rows sorted by expert, P rows padded to whole slots, M model width, H hidden width, I inputs and
-O outputs of a linear map.
+Legend: E experts, R rows sorted by expert, M model width, H hidden width, I inputs and O outputs of a linear map.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-SLOT_ROWS = 64
+from moe_pipeline.grouped import grouped_dgrad, grouped_mm, grouped_wgrad
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
@@ -76,61 +75,24 @@ class _GroupedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, rows_RI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, counts: tuple[int, ...]
     ) -> Tensor:
-        slots = _slots(rows_RI, counts)
-        rows_PI = _spread(rows_RI, counts, slots)
-        out_PO = rows_PI.new_empty(len(rows_PI), weight_EOI.shape[1])
-        for e, (rows, out) in enumerate(zip(rows_PI.split(slots), out_PO.split(slots), strict=True)):
-            if bias_EO is None:
-                torch.mm(rows, weight_EOI[e].t(), out=out)
-            else:
-                torch.addmm(bias_EO[e], rows, weight_EOI[e].t(), out=out)
-        ctx.save_for_backward(rows_PI, weight_EOI)
-        ctx.counts, ctx.slots = counts, slots
-        return _gather(out_PO, counts, slots)
+        out_RO = rows_RI.new_empty(len(rows_RI), weight_EOI.shape[1])
+        grouped_mm(rows_RI, weight_EOI, bias_EO, counts, out_RO=out_RO)
+        ctx.save_for_backward(rows_RI, weight_EOI)
+        ctx.counts = counts
+        return out_RO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        rows_PI, weight_EOI = ctx.saved_tensors
+        rows_RI, weight_EOI = ctx.saved_tensors
         needs_rows, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_PO = _spread(grad_RO, ctx.counts, ctx.slots)
-        grad_PI = torch.empty_like(rows_PI) if needs_rows else None
+        grad_RI = torch.empty_like(rows_RI) if needs_rows else None
         grad_EOI = torch.empty_like(weight_EOI) if needs_weight else None
         grad_EO = weight_EOI.new_empty(weight_EOI.shape[:2]) if needs_bias else None
-        start = 0
-        for e, slot in enumerate(ctx.slots):
-            mine = slice(start, start := start + slot)
-            if grad_PI is not None:
-                torch.mm(grad_PO[mine], weight_EOI[e], out=grad_PI[mine])
-            if grad_EOI is not None:
-                torch.mm(grad_PO[mine].t(), rows_PI[mine], out=grad_EOI[e])
-            if grad_EO is not None:
-                torch.sum(grad_PO[mine], 0, out=grad_EO[e])
-        return None if grad_PI is None else _gather(grad_PI, ctx.counts, ctx.slots), grad_EOI, grad_EO, None
-
-
-def _slots(rows_RI: Tensor, counts: tuple[int, ...]) -> list[int]:
-    """Rows reserved per expert: the CPU's bf16 library builds a kernel for every new shape, so few shapes are used."""
-    if rows_RI.device.type != "cpu" or rows_RI.dtype != torch.bfloat16:
-        return list(counts)
-    return [-(-count // SLOT_ROWS) * SLOT_ROWS for count in counts]
-
-
-def _spread(rows_RI: Tensor, counts: tuple[int, ...], slots: list[int]) -> Tensor:
-    """Move each expert's rows to the front of its slot; what is left of a slot is zero."""
-    if slots == list(counts):
-        return rows_RI
-    rows_PI = rows_RI.new_zeros(sum(slots), rows_RI.shape[1])
-    for rows, slot, count in zip(rows_RI.split(counts), rows_PI.split(slots), counts, strict=True):
-        slot[:count] = rows
-    return rows_PI
-
-
-def _gather(rows_PI: Tensor, counts: tuple[int, ...], slots: list[int]) -> Tensor:
-    """Undo `_spread`."""
-    if slots == list(counts):
-        return rows_PI
-    return torch.cat([slot[:count] for slot, count in zip(rows_PI.split(slots), counts, strict=True)])
+        if grad_RI is not None:
+            grouped_dgrad(grad_RO, weight_EOI, ctx.counts, out_RI=grad_RI)
+        grouped_wgrad(grad_RO, rows_RI, ctx.counts, weight_EOI=grad_EOI, bias_EO=grad_EO, accumulate=False)
+        return grad_RI, grad_EOI, grad_EO, None
 
 
 class FeedForwardExperts(nn.Module):

@@ -11,9 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_pipeline.config import PipelineConfig
+from moe_pipeline.dispatch import apply_experts
 from moe_pipeline.gate import Gate
 from moe_pipeline.losses import RouterLosses
-from moe_pipeline.routing import combine, dispatch, route
+from moe_pipeline.parallel import check_replication
+from moe_pipeline.run.buffers import Workspace
+from moe_pipeline.run.ranks import ExpertRanks, mark_spread
+from moe_pipeline.run.timeline import Recorder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +33,7 @@ class MoERecord:
     losses: RouterLosses
     """The same losses one by one, not weighted."""
     load_E: Tensor
-    """int64, rows each expert computed."""
+    """int64, rows each expert computed of this rank's tokens."""
     dropped: float
     """Fraction of the chosen (token, expert) pairs that a capacity limit turned away."""
 
@@ -36,26 +41,48 @@ class MoERecord:
 class MoELayer(nn.Module):
     """Gate, routing, experts: a feed-forward layer of which each token uses a few experts.
 
+    With `ranks`, experts are spread over processes: rows travel to the rank that holds their expert and back, in chunks
+    whose messages hide behind the experts' compute. Ranks may have different numbers of tokens, none included.
+
     Args:
-        gate: Assigns tokens to experts.
-        experts: `FeedForwardExperts`, `ModuleExperts`, or any module with `num_experts` and forward(rows, counts).
+        gate: Assigns tokens to experts, those of other ranks included.
+        experts: `FeedForwardExperts`, `ModuleExperts`, or any module with `num_experts` and forward(rows, counts); with
+            `ranks`, this rank's share of them.
+        pipeline: Chunks, and what is kept for backward.
+        ranks: Who shares the experts; None keeps all of them here.
+        workspace: Memory shared by layers that are given the same one; None makes one for this layer.
+        name: What errors and timelines call this layer; it must be the same on every rank.
 
     Raises:
-        ValueError: If gate and experts disagree about the number of experts.
+        ValueError: If gate, experts and ranks disagree about the number of experts, or chunks about that of ranks.
 
-    Source: MPipeMoE (arXiv:2506.22175) section II-A.
+    Source: MPipeMoE (arXiv:2506.22175) sections II-A, III-B and III-D.
     """
 
-    def __init__(self, gate: Gate, experts: nn.Module) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        experts: nn.Module,
+        *,
+        pipeline: PipelineConfig | None = None,
+        ranks: ExpertRanks | None = None,
+        workspace: Workspace | None = None,
+        name: str = "moe",
+    ) -> None:
         super().__init__()
-        num_experts = getattr(experts, "num_experts", None)
-        if num_experts != gate.config.num_experts:
-            raise ValueError(
-                f"experts: got num_experts={num_experts}; accepted is the gate's num_experts="
-                f"{gate.config.num_experts}: build both from one GateConfig"
-            )
-        self.gate = gate
-        self.experts = experts
+        self.gate, self.experts = gate, experts
+        self.pipeline = pipeline or PipelineConfig()
+        self.ranks, self.name = ranks, name
+        self.workspace = workspace or Workspace()
+        self.recorder: Recorder | None = None
+        _check_sizes(gate.config.num_experts, experts, self.pipeline, ranks)
+        if ranks is not None:
+            mark_spread(experts.parameters(), ranks)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.ranks is not None:  # a copy's parameters come without marks
+            mark_spread(self.experts.parameters(), self.ranks)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, MoERecord]:
         """Apply the layer.
@@ -70,22 +97,55 @@ class MoELayer(nn.Module):
         Raises:
             ValueError: If the mask's shape does not fit x.
             TypeError: If the mask is not bool.
+            RankError: If another rank does something else, failed, or does not answer.
+            RuntimeError: If a DistributedDataParallel around it takes spread experts for copies.
 
         Source: MPipeMoE (arXiv:2506.22175) section II-A; the mask is not in the paper.
         """
         _check_mask(mask, x)
+        average = False
+        if self.ranks is not None:
+            average = mark_spread(self.experts.parameters(), self.ranks)  # some may be new
+            check_replication(self.experts, name=self.name)
         x_TM = x.reshape(-1, x.shape[-1])
         assignment = self.gate(x_TM, mask_T=None if mask is None else mask.reshape(-1))
-        routing = route(assignment, num_experts=self.gate.config.num_experts)
-        rows_RM = self.experts(dispatch(x_TM, routing), routing.counts)
-        y_TM = combine(rows_RM, routing, num_tokens=len(x_TM))
+        y_TM, counts = apply_experts(
+            x_TM,
+            assignment,
+            self.experts,
+            num_experts=self.gate.config.num_experts,
+            pipeline=self.pipeline,
+            ranks=self.ranks,
+            average=average,
+            workspace=self.workspace,
+            name=self.name,
+            recorder=self.recorder,
+        )
         record = MoERecord(
             loss=assignment.losses.total(self.gate.config),
             losses=assignment.losses,
-            load_E=torch.tensor(routing.counts, device=x.device),
-            dropped=1 - sum(routing.counts) / assignment.num_chosen if assignment.num_chosen else 0.0,
+            load_E=torch.tensor(counts, device=x.device),
+            dropped=1 - sum(counts) / assignment.num_chosen if assignment.num_chosen else 0.0,
         )
         return y_TM.view(x.shape), record
+
+
+def _check_sizes(num_experts: int, experts: nn.Module, pipeline: PipelineConfig, ranks: ExpertRanks | None) -> None:
+    here = getattr(experts, "num_experts", None)
+    expected = num_experts if ranks is None else ranks.local_experts(num_experts)
+    if here != expected:
+        share = "" if ranks is None else f" shared by {ranks.size} ranks, {expected} on each"
+        raise ValueError(
+            f"experts: got num_experts={here}; accepted is the gate's num_experts={num_experts}{share}: build both "
+            "from one GateConfig"
+            + ("" if ranks is None else ", and take this rank's part with local_part(experts, ranks)")
+        )
+    num_ranks = 1 if ranks is None else ranks.size
+    if pipeline.split == "ranks" and pipeline.num_chunks != num_ranks:
+        raise ValueError(
+            f"pipeline.num_chunks: got {pipeline.num_chunks} with split='ranks'; accepted is the number of ranks, "
+            f"{num_ranks}"
+        )
 
 
 class MoEFeedForward(nn.Module):
@@ -151,6 +211,35 @@ def routed(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[Recorder]:
+    """Note when every operation of the MoE layers inside a model runs, forward and backward.
+
+    Args:
+        model: Any model that contains `MoELayer`s, or one itself.
+
+    Yields:
+        The recorder; call its `timeline()` after the block.
+
+    Raises:
+        ValueError: If the model has no MoE layer.
+
+    Source: this adapter is not in the paper.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MoELayer)]
+    if not layers:
+        raise ValueError(f"model: {type(model).__name__} contains no MoELayer; there is nothing to record")
+    recorder = Recorder()
+    before = [layer.recorder for layer in layers]
+    try:
+        for layer in layers:
+            layer.recorder = recorder
+        yield recorder
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.recorder = old
 
 
 def _mask_hook(name: str, mask: Tensor) -> Any:

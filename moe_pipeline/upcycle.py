@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_pipeline.config import GateConfig
+from moe_pipeline.config import GateConfig, PipelineConfig
+from moe_pipeline.dispatch import local_part
 from moe_pipeline.experts import FeedForwardExperts, GroupedLinear
 from moe_pipeline.gate import Gate
 from moe_pipeline.layer import MoEFeedForward, MoELayer
+from moe_pipeline.run.buffers import Workspace
+from moe_pipeline.run.ranks import ExpertRanks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,8 @@ def upcycle(
     expert_noise_std: float = 0.0,
     seed: int = 0,
     exact: bool = True,
+    pipeline: PipelineConfig | None = None,
+    ranks: ExpertRanks | None = None,
 ) -> list[str]:
     """Replace feed-forward layers of a model, in place, by MoE layers whose experts are copies of them.
 
@@ -88,13 +93,15 @@ def upcycle(
             weight it was copied from.
         seed: Seed of the routers and of the noise; the global random stream is left where it was.
         exact: Refuse a gate under which even equal experts would change what the model computes.
+        pipeline: Chunks of every new layer, and what it keeps for backward.
+        ranks: Who shares the experts; each rank keeps its part of those that one process would have. None keeps all.
 
     Returns:
         The names of the modules whose feed-forward layer was replaced, in the model's order.
 
     Raises:
         ValueError: If nothing matches, a pattern matches nothing, a layer computes something else than its parts
-            suggest, or `exact` cannot be kept.
+            suggest, `exact` cannot be kept, or ranks cannot share the experts equally.
         TypeError: If `layers` is one string.
 
     Source: Sparse Upcycling (arXiv:2212.05055) section 3; this is not in the paper of MPipeMoE.
@@ -108,8 +115,14 @@ def upcycle(
         _check_function(name, model.get_submodule(name), family)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
+        workspace = Workspace()
         for name, family in chosen.items():
-            _install(model, name, family, _build(model.get_submodule(name), family, config, expert_noise_std))
+            owner = model.get_submodule(name)
+            experts, gate = _build(owner, family, config, expert_noise_std)
+            if ranks is not None:
+                local_part(experts, ranks)
+            moe = MoELayer(gate, experts, pipeline=pipeline, ranks=ranks, workspace=workspace, name=name or "moe")
+            _install(model, name, family, MoEFeedForward(moe).train(owner.training))
     return list(chosen)
 
 
@@ -193,7 +206,7 @@ def _check_function(name: str, owner: nn.Module, family: _Family) -> None:
         )
 
 
-def _build(owner: nn.Module, family: _Family, config: GateConfig, noise_std: float) -> MoEFeedForward:
+def _build(owner: nn.Module, family: _Family, config: GateConfig, noise_std: float) -> tuple[FeedForwardExperts, Gate]:
     ups, down, activation = _parts(owner, family)
     experts = FeedForwardExperts(
         config.num_experts,
@@ -206,9 +219,8 @@ def _build(owner: nn.Module, family: _Family, config: GateConfig, noise_std: flo
     )
     _copy(ups, experts.up, noise_std)
     _copy([down], experts.down, noise_std)
-    moe = MoELayer(Gate(config, down.out_features), experts)
-    moe.gate.to(down.weight.device, ups[0].weight.dtype)
-    return MoEFeedForward(moe).train(owner.training)
+    gate = Gate(config, down.out_features).to(down.weight.device, ups[0].weight.dtype)
+    return experts, gate
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import yaml
@@ -13,7 +14,7 @@ from scripts.testbed.files import write_text
 from scripts.testbed.report import figure
 from scripts.testbed.rows import REPOSITORY, RESULTS, RecordedRow, read_rows
 
-MARKER = re.compile(r"(<!-- table: (?P<name>[\w/]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- table: (?P<name>[\w/]+)(?: only: (?P<only>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADERS = ("Provider", "Figure", "Paper", "Ours", "Unit", "Kind", "Hardware", "Commit")
 
 
@@ -40,11 +41,13 @@ def regenerate(text: str, *, rows: Sequence[RecordedRow]) -> str:
     """Replace what stands between every pair of markers by the table of that experiment's rows.
 
     Args:
-        text: The page, with `<!-- table: <experiment> -->` and `<!-- end -->` around each table.
+        text: The page, with `<!-- table: <experiment> -->` and `<!-- end -->` around each table. Of an experiment with
+            many rows, `<!-- table: <experiment> only: <pattern> <pattern> -->` shows those whose `provider/metric`
+            matches a pattern, as in a shell.
         rows: All committed rows.
 
     Raises:
-        ValueError: For a marker whose experiment has no rows.
+        ValueError: For a marker whose experiment has no rows, or whose pattern matches none.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -52,7 +55,12 @@ def regenerate(text: str, *, rows: Sequence[RecordedRow]) -> str:
         own = [row for row in rows if row.experiment == name]
         if not own:
             raise ValueError(f"README.md: no rows of {name} in scripts/results; make them with record=true")
-        return f"{match[1]}{table(own)}{match[3]}"
+        patterns = (match["only"] or "*").split()
+        for pattern in patterns:
+            if not any(fnmatchcase(f"{row.provider}/{row.metric}", pattern) for row in own):
+                raise ValueError(f"README.md: no row of {name} matches {pattern!r}")
+        shown = [row for row in own if any(fnmatchcase(f"{row.provider}/{row.metric}", p) for p in patterns)]
+        return f"{match[1]}{table(shown)}{match[4]}"
 
     return MARKER.sub(replace, text)
 

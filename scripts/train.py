@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from configs.schema import Config
-from scripts.testbed import checkpoints, experts, history, launch, threads
+from moe_pipeline.parallel import gather_state
+from scripts.testbed import checkpoints, experts, history, launch, one_process, threads
 from scripts.testbed.quartet import build as build_model
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
@@ -27,6 +28,8 @@ class Fit:
     rows: tuple[Row, ...]
     sections: tuple[Section, ...]
     summary: dict[str, float]
+    losses: history.Points
+    """Logged steps and training losses."""
 
 
 def train(config: Config, run: launch.Run) -> launch.Outcome:
@@ -45,6 +48,8 @@ def train(config: Config, run: launch.Run) -> launch.Outcome:
     main = fit(config, task, run.folder, provider=provider)
     baselines: list[Evaluation] = []
     for name in config.baselines:
+        if name in one_process.NAMES:
+            continue
         if name == "dense":
             if not config.moe.enabled:
                 continue
@@ -52,15 +57,18 @@ def train(config: Config, run: launch.Run) -> launch.Outcome:
             baselines.append(fit(config, task, run.folder / "dense", provider="dense").evaluation)
         elif (evaluation := task.baseline(name)) is not None:
             baselines.append(evaluation)
+    controls = one_process.train_all(config, run.folder, rank=run.rank)
+    differences = one_process.summary(main.losses, controls)
     summary = {**main.evaluation.summary}
     for evaluation in baselines:
         summary |= evaluation.summary
     rows = (*main.evaluation.rows, *(row for baseline in baselines for row in baseline.rows), *main.rows)
+    control_sections = one_process.sections(main.losses, controls, config.cluster.num_ranks)
     return launch.Outcome(
-        rows=rows,
-        summary={**summary, **main.summary},
+        rows=(*rows, *one_process.rows(differences)),
+        summary={**summary, **main.summary, **differences},
         data_sha256=task.data_sha256,
-        sections=(methods(config), *main.evaluation.sections, *main.sections),
+        sections=(methods(config), *control_sections, *main.evaluation.sections, *main.sections),
     )
 
 
@@ -86,12 +94,14 @@ def fit(config: Config, task: Task, folder: Path, *, provider: str) -> Fit:
     curves = history.read(trainer.state.log_history)
     evaluation = task.evaluate(trainer, provider)
     measures = experts.measure(model, task)
-    model.network.save_pretrained(folder / "model")
+    whole = gather_state(model.network)  # spread experts need every rank
+    model.network.save_pretrained(folder / "model", state_dict=whole, is_main_process=trainer.is_world_process_zero())
     return Fit(
         evaluation=evaluation,
         rows=(*history.rows(curves, provider), *experts.rows(measures, provider)),
         sections=(*history.sections(curves), *experts.sections(start, measures)),
         summary={**history.summary(curves), **experts.summary(measures)},
+        losses=curves.points.get("loss", ((), ())),
     )
 
 
@@ -99,7 +109,7 @@ def methods(config: Config) -> Section:
     """Which of the four took part, in words."""
     gate = config.moe.gate
     used = {
-        "moe_pipeline": f"{gate.num_experts} experts, {gate.kind} routing, top {gate.top_k}"
+        "moe_pipeline": f"{gate.num_experts} experts, {gate.kind} routing, top {gate.top_k}{_spread(config)}"
         if config.moe.enabled
         else "off",
         "fusion": "off: this version describes chains but generates no kernels",
@@ -111,6 +121,11 @@ def methods(config: Config) -> Section:
         note="Each is switched off by one word: moe=off, omoe=off, bliss=off.",
         table=Table(headers=("Package", "In this run"), rows=tuple(used.items())),
     )
+
+
+def _spread(config: Config) -> str:
+    ranks, chunks = config.moe.expert_ranks, config.moe.pipeline.num_chunks
+    return "" if ranks == 1 else f", spread over {ranks} ranks, in {chunks} chunks"
 
 
 def _omoe(config: Config) -> str:

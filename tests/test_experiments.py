@@ -1,5 +1,9 @@
 """Every experiment file composes, types and runs, shrunk by debug=smoke, so that none rots."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,13 +30,32 @@ def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     verb = str(content(name)["experiment_verb"])
     config = load(compose(verb, [f"experiment={name}", "debug=smoke"]))
-    result = execute(config, VERBS[verb], Run(folder=tmp_path, rank=0))
-    assert result.rows
-    assert (tmp_path / "rows.csv").is_file()
-    page = (tmp_path / "report.html").read_text()
+    folder = tmp_path
+    if config.cluster.num_ranks > 1:
+        folder = on_ranks(verb, name, config.cluster.num_ranks, tmp_path)
+    else:
+        assert execute(config, VERBS[verb], Run(folder=folder, rank=0)).rows
+    assert (folder / "rows.csv").is_file()
+    page = (folder / "report.html").read_text()
     assert name in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+def on_ranks(verb: str, name: str, num_ranks: int, folder: Path) -> Path:
+    """Run an experiment that is made for several ranks as its file says, by torchrun; the folder it wrote to."""
+    launcher = ["torch.distributed.run", "--nproc-per-node", str(num_ranks), "--rdzv-backend", "c10d"]
+    run = subprocess.run(
+        [sys.executable, "-m", *launcher, "--rdzv-endpoint", "localhost:0", "-m", f"scripts.{verb}",
+         f"experiment={name}", "debug=smoke"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads(run.stdout.splitlines()[-1])["rows"]
+    (written,) = folder.glob("outputs/*/*")
+    return written
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import moe_pipeline
 import omoe
+from moe_pipeline.run.ranks import gather_experts
 from scripts.testbed import plots
 from scripts.testbed.quartet import QuartetModel
 from scripts.testbed.report import Section
@@ -110,8 +111,11 @@ def _maps(measures: Sequence[LayerMeasure], when: str) -> list[str]:
 
 def _measure_layer(name: str, layer: moe_pipeline.MoELayer, x: Tensor, record: moe_pipeline.MoERecord) -> LayerMeasure:
     x_TM = x.flatten(0, -2)[:NUM_TOKENS].float()
-    num_experts = len(record.load_E)
-    outputs_ETM = omoe.expert_outputs(layer.experts, x_TM, num_experts=num_experts)
+    ranks, num_experts = layer.ranks, len(record.load_E)
+    local = num_experts if ranks is None else ranks.local_experts(num_experts)
+    outputs_ETM = omoe.expert_outputs(layer.experts, x_TM, num_experts=local)
+    if ranks is not None:  # every rank measures the same batch
+        outputs_ETM = gather_experts(outputs_ETM, ranks)
     similarity_EE = omoe.output_cosine(outputs_ETM)
     share_E = record.load_E / record.load_E.sum().clamp(min=1)
     return LayerMeasure(

@@ -59,6 +59,28 @@ def heat_maps(matrices: Mapping[str, Sequence[Sequence[float]]], *, title: str, 
     return _svg(figure)
 
 
+def timelines(lanes: Mapping[str, Sequence[tuple[str, str, float, float]]], *, title: str) -> str:
+    """What ran when: one group of lanes per name, one lane per stream, spans as (stream, label, start, stop) in us."""
+    figure = Figure(figsize=(10.4, 1.3 * len(lanes) + 0.9), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(len(lanes), 1, sharex=True))
+    streams = ("compute", "comm", "copy")
+    for axes, (name, spans) in zip(all_axes, lanes.items(), strict=True):
+        used = [stream for stream in streams if any(span[0] == stream for span in spans)]
+        begin = min((span[2] for span in spans), default=0.0)
+        for stream, label, start, stop in spans:
+            lane = used.index(stream)
+            chunk = int(label[len(label.rstrip("0123456789")) :] or 1)
+            color = COLORS[(chunk - 1) % len(COLORS)]
+            span_ms = ((start - begin) / 1e3, (stop - start) / 1e3)
+            axes.broken_barh([span_ms], (lane - 0.4, 0.8), color=color, alpha=0.75, linewidth=0.3, edgecolor="white")
+        axes.set_yticks(range(len(used)), used)
+        axes.invert_yaxis()
+        axes.set_title(name, fontsize=9)
+    all_axes[-1].set_xlabel("ms; one colour per chunk")
+    figure.suptitle(title, fontsize=11)
+    return _svg(figure)
+
+
 def _cycle(count: int) -> list[str]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
 

@@ -16,6 +16,8 @@ import moe_pipeline
 from bliss.config import Mode
 from configs.schema import Config
 from configs.typed import ConfigError
+from moe_pipeline.parallel import spread_parameters
+from moe_pipeline.run.ranks import expert_ranks
 from scripts.testbed.tasks.task import IGNORED, Task
 
 
@@ -49,6 +51,7 @@ class QuartetModel(nn.Module):
         self.vocabulary = vocabulary
         self.seed = seed
         self.has_experts = any(isinstance(module, moe_pipeline.MoELayer) for module in network.modules())
+        self.has_spread_experts = bool(spread_parameters(network))
         self.config = network.config
         self.generation_config = getattr(network, "generation_config", None)
 
@@ -123,6 +126,8 @@ class QuartetModel(nn.Module):
         """
         for name in ("labels", "sentence_id", "epoch"):
             settings.pop(name, None)
+        if self.has_spread_experts:
+            settings["synced_gpus"] = True  # a rank that is done goes on as long as others need its experts
         if self.objective.mode == "corrected":
             settings["encoder_outputs"] = bliss.encode(
                 self.network,
@@ -214,6 +219,8 @@ def _upcycle(network: PreTrainedModel, config: Config) -> None:
             expert_noise_std=section.expert_noise_std,
             seed=config.seed,
             exact=config.model.pretrained is not None,  # from scratch there is no function to keep
+            pipeline=section.pipeline,
+            ranks=expert_ranks(ranks_per_copy=section.expert_ranks) if section.expert_ranks > 1 else None,
         )
     except ValueError as error:
         raise ConfigError(f"moe: {error}") from error

@@ -1,4 +1,4 @@
-"""The library's Trainer with what the quartet adds: token batches, sealed checkpoints, named losses, OMoE."""
+"""The library's Trainer with what the quartet adds: token batches, sealed checkpoints, named losses, OMoE, ranks."""
 
 import logging
 import os
@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 import omoe
 from configs.schema import Config
+from moe_pipeline.parallel import clip_grad_norm, exclude_experts, gather_state, local_state
 from scripts.testbed import checkpoints
 from scripts.testbed.batches import EpochRows, TokenBatches
 from scripts.testbed.precision import resolve
@@ -65,6 +66,13 @@ class QuartetTrainer(Seq2SeqTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        if self.is_deepspeed_enabled:
+            from scripts.testbed import deepspeed_experts  # loads slowly
+
+            deepspeed_experts.skip_compilation()
+            deepspeed_experts.mark_experts(model)
+        else:
+            exclude_experts(model)
 
     @property
     def interrupted(self) -> bool:
@@ -87,8 +95,12 @@ class QuartetTrainer(Seq2SeqTrainer):
         return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW of the library; around it OMoE, where the network has experts."""
+        """AdamW of the library; around it OMoE, where the network has experts that are all here."""
         optimizer = super().create_optimizer(model)
+        if self._spread and self.is_deepspeed_enabled:
+            from scripts.testbed.deepspeed_experts import split_groups
+
+            optimizer.param_groups[:] = split_groups(optimizer.param_groups)
         if self._orthogonal:
             experts = omoe.find_expert_linears(self.model.network)
             ranks = dist.group.WORLD if self.args.world_size > 1 else None
@@ -136,6 +148,21 @@ class QuartetTrainer(Seq2SeqTrainer):
         self._started_s = time.monotonic()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **settings)
 
+    @property
+    def _spread(self) -> bool:
+        """Whether experts are spread over ranks."""
+        return bool(self.model.has_spread_experts)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self._spread and not self.is_deepspeed_enabled:  # which clips by itself
+            return clip_grad_norm(self.model, self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self._spread and not self.is_deepspeed_enabled:
+            grad_norm = clip_grad_norm(self.model, float("inf"))
+        return super()._get_grad_norm(model, grad_norm)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save and seal; where that fails, say so, remove the remains and train on: the last good one stays."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -152,27 +179,70 @@ class QuartetTrainer(Seq2SeqTrainer):
             logger.error("%s was not saved (%s); %d MB are free; training goes on", folder, error, free_bytes // 10**6)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        # By hand, not by save_model: DeepSpeed keeps all parameters in one buffer, which that takes for one tensor.
-        weights: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
-        for name, tensor in self.model.state_dict().items():
-            weights.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor.clone()))
-        safetensors.torch.save_file(dict(weights.values()), folder / WEIGHTS)
+        weights = _untied(gather_state(self.model))  # spread experts need every rank
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._spread and not self.is_deepspeed_enabled and not self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            torch.save(self.optimizer.state_dict(), self._own_optimizer(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._spread:
+            return
+        if self.is_deepspeed_enabled:  # which has loaded the first rank's experts
+            self._load_from_checkpoint(checkpoint)
+        elif not self.args.should_save:
+            state = torch.load(self._own_optimizer(checkpoint), map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state)
+
+    def _own_optimizer(self, folder: str) -> str:
+        """The state of this rank's optimizer, whose experts are not those of the first rank."""
+        return os.path.join(folder, f"optimizer_{self.args.process_index}.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        safetensors.torch.load_model(model or self.model, os.path.join(resume_from_checkpoint, WEIGHTS))
+        _load_weights(model or self.model, os.path.join(resume_from_checkpoint, WEIGHTS))
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
             super()._load_best_model()
+            if self._spread:
+                self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
         best = self.state.best_model_checkpoint
         reason = checkpoints.damage(Path(best))
         if reason is not None:
             logger.warning("%s is not used: %s; the last weights are evaluated", best, reason)
             return
-        safetensors.torch.load_model(self.model, os.path.join(best, WEIGHTS))
+        self._load_from_checkpoint(best)
+
+
+def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor once, under its first name.
+
+    By hand, not by safetensors' save_model: DeepSpeed keeps all parameters in one buffer, which that takes for one.
+    """
+    found: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in state.items():
+        found.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: state[name] for name in found.values()}
+
+
+def _load_weights(model: nn.Module, file: str) -> None:
+    """Load the weights of a whole model, of whose spread experts each rank takes its own."""
+    state = local_state(model, safetensors.torch.load_file(file))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    untied = _untied(model.state_dict())
+    if unexpected or not untied.keys().isdisjoint(missing):
+        raise RuntimeError(
+            f"{file}: got weights of another model; missing are {sorted(untied.keys() & set(missing))}, unexpected "
+            f"{sorted(unexpected)}"
+        )
 
 
 def arguments(config: Config, folder: Path, *, generates: bool) -> Seq2SeqTrainingArguments:

@@ -40,7 +40,11 @@ def test_smoke_shrinks() -> None:
     [
         ("moe.gate.top_k=9", "top_k"),
         ("moe.gate.num_experts=0", "num_experts"),
-        ("moe.num_chunks=0", r"moe: num_chunks: got 0, accepts 1"),
+        ("moe.pipeline.num_chunks=0", r"moe\.pipeline: num_chunks: got 0; accepted is 1 or more"),
+        ("moe.pipeline.restore=S5", r"moe\.pipeline\.restore: got 'S5'"),
+        ("moe.expert_ranks=0", "moe: expert_ranks: got 0, accepts 1 or more"),
+        ("moe.expert_ranks=3", r"moe: expert_ranks: got 3, accepts a divisor of gate\.num_experts=4"),
+        ("moe.expert_ranks=2", r"moe\.expert_ranks: got 2, accepts a divisor of cluster\.num_ranks=1"),
         ("moe.gate.kind=best", r"moe\.gate\.kind: got 'best'"),
         ("moe.layers=[]", "layers: got an empty list"),
         ("trainer.max_steps=many", r"trainer\.max_steps: got 'many' \(str\), accepts an integer"),
@@ -67,6 +71,17 @@ def test_zero_and_the_orthogonal_optimizer_do_not_go_together() -> None:
     with pytest.raises(ConfigError, match=r"omoe\.enabled: got true with trainer\.deepspeed=zero2; accepts false"):
         composed("trainer.deepspeed=zero2", "cluster=cpu_2ranks")
     assert composed("trainer.deepspeed=zero2", "cluster=cpu_2ranks", "omoe=off").trainer.deepspeed == "zero2"
+
+
+def test_spread_experts_need_experts_and_no_orthogonal_optimizer() -> None:
+    with pytest.raises(ConfigError, match=r"omoe\.enabled: got true with moe\.expert_ranks=2; accepts false"):
+        composed("moe.expert_ranks=2", "cluster=cpu_2ranks")
+    with pytest.raises(ConfigError, match=r"moe\.expert_ranks: got 2 with moe\.enabled=false; accepts 1, or moe=on"):
+        composed("moe.expert_ranks=2", "cluster=cpu_2ranks", "omoe=off", "moe=off")
+    with pytest.raises(ConfigError, match=r"pipeline\.num_chunks: got 1 with pipeline\.split=ranks, accepts"):
+        composed("moe.expert_ranks=2", "cluster=cpu_2ranks", "omoe=off", "moe.pipeline.split=ranks")
+    config = composed("moe.expert_ranks=2", "cluster=cpu_2ranks", "omoe=off", "moe.pipeline.num_chunks=4")
+    assert config.moe.pipeline.num_chunks == 4
 
 
 def test_recording_a_shrunk_run_is_refused() -> None:

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from moe_pipeline import GateConfig
+from moe_pipeline import GateConfig, PipelineConfig
 
 REFUSED = {
     "no experts": ({"num_experts": 0}, "num_experts: got 0"),
@@ -59,3 +59,40 @@ def test_capacity_is_a_rounded_up_share() -> None:
     assert GateConfig(num_experts=4, top_k=2, capacity_factor=1.0).capacity_rows(9) == 5
     assert GateConfig(num_experts=4, top_k=2, capacity_factor=1.5).capacity_rows(8) == 6
     assert GateConfig(num_experts=4, top_k=2, capacity_factor=1.0).capacity_rows(0) == 0
+
+
+REFUSED_PIPELINES = {
+    "no chunks": ({"num_chunks": 0}, "num_chunks: got 0; accepted is 1 or more"),
+    "negative chunks": ({"num_chunks": -2}, "num_chunks: got -2"),
+    "half a chunk": ({"num_chunks": 1.5}, "num_chunks: got 1.5"),
+    "a switch for a number": ({"num_chunks": True}, "num_chunks: got True"),
+    "unknown strategy": ({"restore": "S5"}, "restore: got 'S5'.*'none', 'S1', 'S2', 'S3', 'S4'"),
+    "strategy in lower case": ({"restore": "s1"}, "restore: got 's1'"),
+    "unknown split": ({"split": "experts"}, "split: got 'experts'.*'tokens', 'local', 'ranks'"),
+    "no time": ({"timeout_s": 0.0}, "timeout_s: got 0.0.*finite number of seconds above 0"),
+    "negative time": ({"timeout_s": -1.0}, "timeout_s: got -1.0"),
+    "endless": ({"timeout_s": float("inf")}, "timeout_s: got inf"),
+    "time not a number": ({"timeout_s": float("nan")}, "timeout_s: got nan"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PIPELINES)
+def test_refuses_pipelines(case: str) -> None:
+    arguments, message = REFUSED_PIPELINES[case]
+    with pytest.raises(ValueError, match=message):
+        PipelineConfig(**arguments)
+
+
+def test_accepts_every_strategy_and_split() -> None:
+    for restore in ("none", "S1", "S2", "S3", "S4"):
+        for split in ("tokens", "local", "ranks"):
+            config = PipelineConfig(num_chunks=8, restore=restore, split=split, overlap=False, timeout_s=0.5)
+            assert (config.restore, config.split) == (restore, split)
+
+
+def test_one_chunk_and_everything_kept_unless_asked_for() -> None:
+    config = PipelineConfig()
+    assert (config.num_chunks, config.restore, config.overlap, config.split) == (1, "none", True, "tokens")
+    assert hash(config) == hash(PipelineConfig())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_chunks = 2  # type: ignore[misc]

@@ -97,28 +97,6 @@ def test_gradients_are_numerically_right_and_frozen_parameters_get_none() -> Non
     assert linear.bias.grad.tolist() == [[2, 2], [0, 0], [4, 4]]
 
 
-@pytest.mark.parametrize("counts", [(1, 64, 0), (65, 63, 128), (200, 7, 3)])
-def test_padding_of_slots_changes_no_result(counts: tuple[int, ...]) -> None:
-    """In bf16 on a CPU rows are padded to whole slots: experts see their rows alone, padding adds to no gradient."""
-    torch.manual_seed(2)
-    linear = GroupedLinear(3, 8, 5).bfloat16()
-    rows_RI = torch.randn(sum(counts), 8).bfloat16()
-    grad_RO = torch.randn(sum(counts), 5).bfloat16()
-
-    def run(to: torch.dtype, *, fast: bool) -> dict[str, Tensor]:
-        linear.to(to).zero_grad()
-        leaf_RI = rows_RI.to(to, copy=True).requires_grad_()
-        parts = leaf_RI.split(counts)
-        loop = [functional.linear(part, linear.weight[e], linear.bias[e]) for e, part in enumerate(parts)]  # type: ignore[index]
-        out_RO = linear(leaf_RI, counts) if fast else torch.cat(loop)
-        out_RO.backward(grad_RO.to(to))
-        gradients = {name: parameter.grad.clone() for name, parameter in linear.named_parameters()}  # type: ignore[union-attr]
-        return {"out": out_RO.detach(), "rows": leaf_RI.grad, **gradients}  # type: ignore[dict-item]
-
-    truth = run(torch.float64, fast=False)
-    assert_all_close(run(torch.bfloat16, fast=True), run(torch.bfloat16, fast=False), truth)
-
-
 def test_repeats_bitwise() -> None:
     experts, rows_RM = FeedForwardExperts(3, 6, 10), torch.randn(12, 6)
     assert torch.equal(experts(rows_RM, (5, 0, 7)), experts(rows_RM, (5, 0, 7)))

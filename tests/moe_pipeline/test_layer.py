@@ -1,15 +1,30 @@
+import copy
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 from closeness import assert_all_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from moe_pipeline import FeedForwardExperts, Gate, GateConfig, ModuleExperts, MoEFeedForward, MoELayer, routed
+from moe_pipeline import (
+    FeedForwardExperts,
+    Gate,
+    GateConfig,
+    ModuleExperts,
+    MoEFeedForward,
+    MoELayer,
+    PipelineConfig,
+    routed,
+)
+from moe_pipeline.dispatch import local_part
 from moe_pipeline.reference import kept_entries, moe_layer, router_losses
+from moe_pipeline.run.ranks import ExpertRanks, expert_ranks
 
 CONFIGS = {
     "top-1": GateConfig(num_experts=4, top_k=1, normalize=False, z_weight=0.1),
@@ -51,11 +66,23 @@ def _reference(layer: MoELayer, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     return y, loss, [owners.count(e) for e in range(config.num_experts)]
 
 
+PIPELINES = {
+    "as it comes": PipelineConfig(),
+    "chunks": PipelineConfig(num_chunks=3),
+    "offload": PipelineConfig(num_chunks=2, restore="S1"),
+    "recompute": PipelineConfig(num_chunks=5, restore="S4", overlap=False),
+}
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_outputs_losses_and_gradients_equal_the_reference(name: str, dtype: torch.dtype, masked: bool) -> None:
+def test_outputs_losses_and_gradients_equal_the_reference(
+    name: str, pipeline: str, dtype: torch.dtype, masked: bool
+) -> None:
     layer = _layer(CONFIGS[name]).to(dtype)
+    layer.pipeline = PIPELINES[pipeline]
     x, grad = torch.randn(3, 7, 6).to(dtype), torch.randn(3, 7, 6).to(dtype)
     mask = torch.rand(3, 7) < 0.6 if masked else torch.ones(3, 7, dtype=torch.bool)
 
@@ -225,8 +252,116 @@ def test_layer_refuses() -> None:
         MoELayer(gate, FeedForwardExperts(3, 6, 10))
     with pytest.raises(ValueError, match="experts: got num_experts=None"):
         MoELayer(gate, nn.Linear(6, 6))
+    by_ranks = PipelineConfig(num_chunks=2, split="ranks")
+    with pytest.raises(ValueError, match=r"pipeline.num_chunks: got 2 with split='ranks'.*the number of ranks, 1"):
+        MoELayer(gate, FeedForwardExperts(4, 6, 10), pipeline=by_ranks)
     layer = MoELayer(gate, FeedForwardExperts(4, 6, 10))
     with pytest.raises(ValueError, match=r"mask: got shape \(3,\)"):
         layer(torch.randn(2, 6), torch.ones(3, dtype=torch.bool))
     with pytest.raises(TypeError, match=r"mask: got dtype torch.float32"):
         layer(torch.randn(2, 6), torch.ones(2))
+
+
+RESTORES = ("none", "S1", "S2", "S3", "S4")
+
+
+def _spread(restore: str, *, listed: bool, ranks: ExpertRanks | None) -> MoELayer:
+    torch.manual_seed(3)
+    gate = Gate(GateConfig(num_experts=4), 6)
+    gate.router.weight.data *= 30
+    experts: nn.Module = FeedForwardExperts(4, 6, 10, activation="gelu", dropout=0.5 if listed else 0.0)
+    if listed:
+        experts = ModuleExperts([nn.Sequential(nn.Linear(6, 7), nn.Dropout(0.5), nn.Linear(7, 6)) for _ in range(4)])
+    if ranks is not None:
+        local_part(experts, ranks)
+    config = PipelineConfig(num_chunks=3, restore=restore)  # type: ignore[arg-type]
+    return MoELayer(gate, experts, pipeline=config, ranks=ranks)
+
+
+def _trained(layer: MoELayer, rank: int, call: Callable[[MoELayer, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Results and gradients of two layers in a row, which are one, with a map between them."""
+    generator = torch.Generator().manual_seed(4 + rank)
+    x_TM = torch.randn(9 - 2 * rank, 6, generator=generator).requires_grad_()
+    layer.zero_grad()
+    torch.manual_seed(5)
+    y_TM = call(layer, torch.tanh(call(layer, x_TM)))
+    y_TM.square().sum().backward()
+    grads = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+    return {"y": y_TM.detach(), "x": x_TM.grad, **grads}
+
+
+def _plainly(layer: MoELayer, x_TM: Tensor) -> Tensor:
+    return layer(x_TM)[0]
+
+
+def _checkpointed(layer: MoELayer, x_TM: Tensor) -> Tensor:
+    y_TM, _ = checkpoint(layer, x_TM, use_reentrant=False)
+    return y_TM
+
+
+def _check_checkpoint(rank: int, num_ranks: int) -> None:
+    ranks = expert_ranks() if num_ranks > 1 else None
+    for restore, listed in product(RESTORES, (False, True)):
+        layer = _spread(restore, listed=listed, ranks=ranks)
+        plain = _trained(layer, rank, _plainly)
+        assert_all_close(_trained(layer, rank, _checkpointed), plain, plain)
+
+
+def _check_copy(rank: int, num_ranks: int) -> None:
+    ranks = expert_ranks() if num_ranks > 1 else None
+    for listed in (False, True):
+        layer = _spread("S1", listed=listed, ranks=ranks)
+        first = _trained(layer, rank, _plainly)
+        twin = copy.deepcopy(layer)
+        assert twin.ranks is ranks
+        assert_all_close(_trained(twin, rank, _plainly), first, first)
+
+
+def _check_unfrozen(rank: int, num_ranks: int) -> None:
+    """Experts that are frozen when the layer is built and learn later, as in training stage by stage."""
+    ranks = expert_ranks() if num_ranks > 1 else None
+    first = _trained(_spread("S4", listed=False, ranks=ranks), rank, _plainly)
+    torch.manual_seed(3)
+    gate = Gate(GateConfig(num_experts=4), 6)
+    gate.router.weight.data *= 30
+    experts = FeedForwardExperts(4, 6, 10, activation="gelu")
+    if ranks is not None:
+        local_part(experts, ranks)
+    layer = MoELayer(
+        gate, experts.requires_grad_(False), pipeline=PipelineConfig(num_chunks=3, restore="S4"), ranks=ranks
+    )
+    experts.requires_grad_(True)
+    assert_all_close(_trained(layer, rank, _plainly), first, first)
+
+
+@pytest.mark.parametrize("check", [_check_checkpoint, _check_copy, _check_unfrozen])
+def test_checkpointed_copied_and_unfrozen_layers_train_alike(check: Callable[[int, int], None]) -> None:
+    check(0, 1)
+
+
+def _check_sizes(rank: int, num_ranks: int) -> None:
+    ranks, gate = expert_ranks(), Gate(GateConfig(num_experts=4), 6)
+    with pytest.raises(ValueError, match=r"experts: got num_experts=4.*shared by 2 ranks, 2 on each.*local_part"):
+        MoELayer(gate, FeedForwardExperts(4, 6, 10), ranks=ranks)
+    with pytest.raises(ValueError, match="num_experts: got 3 for 2 ranks"):
+        MoELayer(Gate(GateConfig(num_experts=3), 6), FeedForwardExperts(3, 6, 10), ranks=ranks)
+    by_ranks = PipelineConfig(num_chunks=3, split="ranks")
+    with pytest.raises(ValueError, match=r"pipeline.num_chunks: got 3 with split='ranks'.*the number of ranks, 2"):
+        MoELayer(gate, FeedForwardExperts(2, 6, 10), pipeline=by_ranks, ranks=ranks)
+
+
+def _check_on_ranks(rank: int, num_ranks: int) -> None:
+    for check in (_check_sizes, _check_checkpoint, _check_copy, _check_unfrozen):
+        check(rank, num_ranks)
+
+
+def test_layers_on_ranks_refuse_what_does_not_fit_and_train_checkpointed_copied_and_unfrozen() -> None:
+    run_ranks(2, _check_on_ranks)
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+def test_a_second_derivative_is_refused_rather_than_wrong(restore: str) -> None:
+    layer, x_TM = _spread(restore, listed=False, ranks=None), torch.randn(9, 6, requires_grad=True)
+    (grad_TM,) = torch.autograd.grad(layer(x_TM)[0].square().sum(), x_TM, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_TM.sum().backward()

@@ -2,9 +2,12 @@ import pytest
 import torch
 import transformers
 from closeness import assert_all_close, assert_close
+from ranks import run_ranks
 from torch import Tensor, nn
 
-from moe_pipeline import GateConfig, MoEFeedForward, routed, upcycle
+from moe_pipeline import GateConfig, MoEFeedForward, MoELayer, PipelineConfig, routed, upcycle
+from moe_pipeline.parallel import gather_state
+from moe_pipeline.run.ranks import expert_ranks
 
 CONFIG = GateConfig(num_experts=4, top_k=2)
 _SHAPE = {
@@ -284,3 +287,25 @@ def test_refuses_what_does_not_match() -> None:
         upcycle(_model("BART"), CONFIG, layers=[])
     with pytest.raises(ValueError, match=r"expert_noise_std: got -0\.1"):
         upcycle(_model("BART"), CONFIG, expert_noise_std=-0.1)
+
+
+def _check_ranks(rank: int, num_ranks: int) -> None:
+    ranks, pipeline = expert_ranks(), PipelineConfig(num_chunks=2)
+    whole, spread = _model("BART"), _model("BART")
+    names = upcycle(whole, CONFIG, expert_noise_std=0.1)
+    assert upcycle(spread, CONFIG, expert_noise_std=0.1, pipeline=pipeline, ranks=ranks) == names
+    gathered, state = gather_state(spread), whole.state_dict()
+    assert [name for name in state if not torch.equal(gathered[name], state[name])] == []
+    layers = [module for module in spread.modules() if isinstance(module, MoELayer)]
+    assert [layer.name for layer in layers] == names
+    assert len({id(layer.workspace) for layer in layers}) == 1
+    assert {layer.pipeline for layer in layers} == {pipeline}
+    truth = whole.double().eval()(**_inputs("BART", torch.float64))[0]
+    y = whole.float().eval()(**_inputs("BART", torch.float32))[0]
+    assert_close("y", spread.eval()(**_inputs("BART", torch.float32))[0], y, truth)
+    with pytest.raises(ValueError, match="num_experts: got 3 for 2 ranks"):
+        upcycle(_model("BART"), GateConfig(num_experts=3), ranks=ranks)
+
+
+def test_ranks_share_the_experts_that_one_process_would_have() -> None:
+    run_ranks(2, _check_ranks)

@@ -24,6 +24,14 @@ def test_only_what_stands_between_the_markers_changes() -> None:
     assert "| moe | bleu | - | 31.2 | sacreBLEU | measured | a CPU | abc |" in page
 
 
+def test_a_marker_may_choose_rows_by_pattern() -> None:
+    page = PAGE.replace("quartet/demo -->", "quartet/demo only: moe/bl* dense/* -->")
+    rows = [ROW, dataclasses.replace(ROW, metric="loss"), dataclasses.replace(ROW, provider="dense", metric="loss")]
+    assert f"-->\n{table([rows[0], rows[2]])}<!-- end -->" in regenerate(page, rows=rows)
+    with pytest.raises(ValueError, match=r"no row of quartet/demo matches 'dense/\*'"):
+        regenerate(page, rows=rows[:2])
+
+
 def test_a_timing_shows_its_percentiles() -> None:
     timed = dataclasses.replace(ROW, metric="step_time", value=1234.5, low=1200.0, high=1300.0)
     assert "| 1,234 (1,200-1,300) |" in table([timed])

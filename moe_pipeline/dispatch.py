@@ -1,0 +1,196 @@
+"""Dispatch: from an assignment to results, for experts of any kind, here or spread over ranks.
+
+Legend: T tokens, M model width, E experts over all ranks, L experts here.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from moe_pipeline.config import PipelineConfig
+from moe_pipeline.experts import FeedForwardExperts, GroupedLinear, ModuleExperts
+from moe_pipeline.gate import Assignment
+from moe_pipeline.plan.call import CallPlan, plan_call
+from moe_pipeline.plan.partition import partition
+from moe_pipeline.routing import expert_counts, route
+from moe_pipeline.run.buffers import Workspace
+from moe_pipeline.run.comm import Agreement, Call
+from moe_pipeline.run.modules import ModuleChunks
+from moe_pipeline.run.pipeline import pipeline as run_pipeline
+from moe_pipeline.run.ranks import ExpertRanks
+from moe_pipeline.run.stages import ChunkExperts, FeedForwardChunks, plain_function, pointwise
+from moe_pipeline.run.timeline import Recorder
+
+
+def apply_experts(
+    x_TM: Tensor,
+    assignment: Assignment,
+    experts: nn.Module,
+    *,
+    num_experts: int,
+    pipeline: PipelineConfig,
+    ranks: ExpertRanks | None,
+    average: bool,
+    workspace: Workspace,
+    name: str,
+    recorder: Recorder | None = None,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Send tokens to their experts, let these compute, and combine the results.
+
+    Args:
+        x_TM: Tokens, any floating dtype.
+        assignment: Which expert computes which token.
+        experts: This rank's experts.
+        num_experts: E.
+        pipeline: Chunks, and what is kept for backward.
+        ranks: Who shares the experts; None keeps all of them here.
+        average: Whether the experts' gradients are averaged over ranks, as those of the rest of a model are.
+        workspace: Shared memory.
+        name: The layer's name.
+        recorder: Notes when operations run.
+
+    Returns:
+        y_TM in the dtype the experts computed in, and the rows each of the E experts computed of these tokens.
+
+    Raises:
+        RankError: If another rank does something else, failed, or does not answer.
+
+    Source: MPipeMoE (arXiv:2506.22175) sections II-A and III-B.
+    """
+    parameters, dtype, stages = _experts_of_call(experts, x_TM, workspace)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_TM, assignment.weight_A, *parameters))
+    agreed = Call(
+        layer=name,
+        backward=False,
+        num_experts=num_experts,
+        d_model=x_TM.shape[1],
+        dtype=str(dtype),
+        num_chunks=pipeline.num_chunks,
+        restore=pipeline.restore,
+        split=pipeline.split,
+        overlap=pipeline.overlap,
+        differentiable=keep,
+    )
+    counts = expert_counts(assignment, num_experts=num_experts)
+    size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
+    local = num_experts // size
+    sent = tuple(counts[start : start + local] for start in range(0, num_experts, local))
+    received = sent
+    if ranks is not None:
+        agreement = Agreement(agreed, sent, ranks=ranks, device=x_TM.device, timeout_s=pipeline.timeout_s)
+        received = agreement.counts()
+    cut = partition(sent, received, num_chunks=pipeline.num_chunks, split=pipeline.split, rank=rank)
+    plan = plan_call(name, pipeline, cut, input_for_dgrad=stages is _module_chunks)
+    routing = route(assignment, cut, num_tokens=len(x_TM))
+    y_TM = run_pipeline(
+        x_TM.to(dtype),
+        routing.weight_S,
+        parameters,
+        plan=plan,
+        experts=stages(experts, parameters, plan, workspace),
+        token_S=routing.token_S,
+        row_TK=routing.row_TK,
+        agreement=agreed,
+        ranks=ranks,
+        average=average,
+        workspace=workspace,
+        keep=keep,
+        recorder=recorder,
+    )
+    return y_TM, counts
+
+
+Stages = Callable[[nn.Module, list[Tensor], CallPlan, Workspace], ChunkExperts]
+
+
+def _experts_of_call(
+    experts: nn.Module, x_TM: Tensor, workspace: Workspace
+) -> tuple[list[Tensor], torch.dtype, Stages]:
+    """The tensors that experts compute with, the dtype they compute in, and how they are cut into stages."""
+    device_type = x_TM.device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    own = torch.get_autocast_dtype(device_type) if autocast else x_TM.dtype
+    if not isinstance(experts, FeedForwardExperts):
+        return list(experts.parameters()), x_TM.dtype, _module_chunks
+    if not _is_plain(experts):
+        return list(experts.parameters()), own, _module_chunks
+    dtype = own if autocast else experts.up.weight.dtype
+    weights = (experts.up.weight, experts.up.bias, experts.down.weight, experts.down.bias)
+    return [weight.to(dtype) for weight in weights if weight is not None], dtype, _feed_forward_chunks
+
+
+def _is_plain(experts: FeedForwardExperts) -> bool:
+    """Whether nothing but two maps and an activation happens: no dropout, no hook, nothing that somebody replaced."""
+    if type(experts).forward is not FeedForwardExperts.forward:
+        return False
+    if any(type(linear).forward is not GroupedLinear.forward for linear in (experts.up, experts.down)):
+        return False
+    if type(experts.dropout) is not nn.Dropout or (experts.dropout.training and experts.dropout.p > 0):
+        return False
+    if plain_function(experts.activation) is None:
+        return False
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in experts.modules()
+    )
+
+
+def _feed_forward_chunks(
+    experts: nn.Module, parameters: list[Tensor], plan: CallPlan, workspace: Workspace
+) -> ChunkExperts:
+    assert isinstance(experts, FeedForwardExperts)
+    given = iter(parameters)
+    up, up_bias = next(given), None if experts.up.bias is None else next(given)
+    down, down_bias = next(given), None if experts.down.bias is None else next(given)
+    activation = plain_function(experts.activation)
+    assert activation is not None, "only plain experts are cut into stages"
+    return FeedForwardChunks(
+        (up, up_bias, down, down_bias),
+        pointwise(activation),
+        gated=experts.gated,
+        strategy=plan.strategy,
+        depths=plan.depths,
+        num_chunks=plan.partition.num_chunks,
+        workspace=workspace,
+    )
+
+
+def _module_chunks(experts: nn.Module, parameters: list[Tensor], plan: CallPlan, workspace: Workspace) -> ChunkExperts:
+    device = parameters[0].device if parameters else torch.device("cpu")
+    return ModuleChunks(experts, parameters, strategy=plan.strategy, device=device)
+
+
+def local_part(experts: nn.Module, ranks: ExpertRanks) -> nn.Module:
+    """Keep this rank's share of experts that were built whole, in place.
+
+    Args:
+        experts: All experts, equal on every rank.
+        ranks: Who shares them.
+
+    Returns:
+        The same module, now with num_experts / ranks.size experts.
+
+    Raises:
+        TypeError: For a kind of experts this does not know how to take apart.
+        ValueError: If the ranks cannot share them equally.
+
+    Source: MPipeMoE (arXiv:2506.22175) section IV-B.
+    """
+    if not isinstance(experts, FeedForwardExperts | ModuleExperts):
+        raise TypeError(
+            f"experts: got {type(experts).__name__}; accepted are FeedForwardExperts and ModuleExperts: build only "
+            "this rank's share of others"
+        )
+    local = ranks.local_experts(experts.num_experts)
+    mine = slice(ranks.rank * local, (ranks.rank + 1) * local)
+    experts.num_experts = local
+    if isinstance(experts, ModuleExperts):
+        experts.experts = nn.ModuleList(list(experts.experts)[mine])
+        return experts
+    for linear in (experts.up, experts.down):
+        linear.num_experts = local
+        linear.weight = nn.Parameter(linear.weight.detach()[mine].clone())
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(linear.bias.detach()[mine].clone())
+    return experts

@@ -1,0 +1,1 @@
+"""What `python -m scripts.bench` can time and measure: one module per subject."""

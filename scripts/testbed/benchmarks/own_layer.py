@@ -1,0 +1,68 @@
+"""Our MoE layer with given sizes and the weights its peers start from."""
+
+import torch
+from torch import Tensor, nn
+
+import moe_pipeline
+from moe_pipeline import PipelineConfig
+from moe_pipeline.dispatch import local_part
+from moe_pipeline.run.buffers import Workspace
+from moe_pipeline.run.ranks import ExpertRanks
+from scripts.testbed.peers import MoESizes, draw_weights
+
+
+def own_layer(
+    sizes: MoESizes,
+    *,
+    seed: int,
+    pipeline: PipelineConfig | None = None,
+    ranks: ExpertRanks | None = None,
+    workspace: Workspace | None = None,
+    name: str = "moe",
+) -> moe_pipeline.MoELayer:
+    """Build the layer; with ranks it holds this rank's share of the experts.
+
+    Args:
+        sizes: Sizes, over all ranks.
+        seed: Seed of the weights, as in `draw_weights`.
+        pipeline: Chunks, and what is kept for backward.
+        ranks: Who shares the experts.
+        workspace: Memory shared with other layers.
+        name: The layer's name.
+    """
+    gate = moe_pipeline.Gate(
+        moe_pipeline.GateConfig(
+            num_experts=sizes.num_experts, top_k=sizes.top_k, normalize=sizes.top_k > 1, balance_weight=0.0
+        ),
+        sizes.d_model,
+    )
+    experts = moe_pipeline.FeedForwardExperts(
+        sizes.num_experts,
+        sizes.d_model,
+        sizes.d_hidden,
+        activation=sizes.activation,
+        gated=sizes.gated,
+        bias=False,
+    )
+    weights = draw_weights(sizes, seed=seed)
+    with torch.no_grad():
+        gate.router.weight.copy_(weights["router_EM"])
+        experts.up.weight.copy_(weights["up_EHM"])
+        experts.down.weight.copy_(weights["down_EMH"])
+    if ranks is not None:
+        local_part(experts, ranks)
+    return moe_pipeline.MoELayer(gate, experts, pipeline=pipeline, ranks=ranks, workspace=workspace, name=name)
+
+
+def step(layer: nn.Module, x_TM: Tensor, grad_TM: Tensor) -> None:
+    """One forward and backward with a given gradient of the output.
+
+    Args:
+        layer: Ours, which returns (y, record), or a peer, which returns y.
+        x_TM: Tokens.
+        grad_TM: Gradient of y.
+    """
+    layer.zero_grad(set_to_none=True)
+    result = layer(x_TM.detach().requires_grad_())
+    y_TM = result[0] if isinstance(result, tuple) else result
+    y_TM.backward(grad_TM)
