@@ -31,9 +31,9 @@ def apply_experts(
     num_experts: int,
     pipeline: PipelineConfig,
     ranks: ExpertRanks | None,
-    average: bool,
     workspace: Workspace,
     name: str,
+    average: bool = False,
     recorder: Recorder | None = None,
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Send tokens to their experts, let these compute, and combine the results.
@@ -45,9 +45,9 @@ def apply_experts(
         num_experts: E.
         pipeline: Chunks, and what is kept for backward.
         ranks: Who shares the experts; None keeps all of them here.
-        average: Whether the experts' gradients are averaged over ranks, as those of the rest of a model are.
         workspace: Shared memory.
         name: The layer's name.
+        average: Whether the experts' gradients are averaged over ranks, as those of the rest of a model are.
         recorder: Notes when operations run.
 
     Returns:
@@ -143,11 +143,9 @@ def _feed_forward_chunks(
     given = iter(parameters)
     up, up_bias = next(given), None if experts.up.bias is None else next(given)
     down, down_bias = next(given), None if experts.down.bias is None else next(given)
-    activation = plain_function(experts.activation)
-    assert activation is not None, "only plain experts are cut into stages"
     return FeedForwardChunks(
         (up, up_bias, down, down_bias),
-        pointwise(activation),
+        pointwise(experts.activation),
         gated=experts.gated,
         strategy=plan.strategy,
         depths=plan.depths,

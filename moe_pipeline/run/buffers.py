@@ -44,7 +44,6 @@ class Workspace:
 
     def __init__(self) -> None:
         self._free: dict[str, list[Tensor]] = {}
-        self._total_bytes: dict[str, int] = {}
         self._streams: dict[torch.device, dict[str, torch.cuda.Stream]] = {}
         self._lock = threading.Lock()
         self._returned: deque[tuple[str, Tensor]] = deque()  # by garbage collection too, which may come at any time

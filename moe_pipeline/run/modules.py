@@ -127,10 +127,11 @@ class ModuleChunks:
     def gradients(self) -> list[Tensor | None]:
         """The parameters' gradients; zero where no row reached an expert, so that every rank has the same ones."""
         gradients, self._gradients, self._inputs = self._gradients, [], {}
-        return [
-            torch.zeros_like(parameter) if grad is None and parameter.requires_grad else grad
-            for parameter, grad in zip(self._parameters, gradients, strict=True)
-        ]
+        found: list[Tensor | None] = []
+        for parameter, grad in zip(self._parameters, gradients, strict=True):
+            nothing = torch.zeros_like(parameter) if parameter.requires_grad else None
+            found.append(nothing if grad is None else grad.clone())  # autograd may have handed out one tensor twice
+        return found
 
     def _call(self, chunk: int, rows_RM: Tensor, counts: Sequence[int]) -> None:
         leaf_RM = self._leaves[chunk] = rows_RM.data.requires_grad_()

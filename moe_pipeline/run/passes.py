@@ -39,7 +39,7 @@ class Call:
     unsort_R: Sequence[Tensor] | None
     """Chunk -> int64, the way back."""
     ranks: ExpertRanks | None
-    average: bool
+    average: bool = False
     """Whether the parameters' gradients are averaged over ranks."""
     workspace: Workspace
     recorder: Recorder | None
@@ -159,7 +159,7 @@ class _Pass:
         compute(unsorted_RM)
         torch.index_select(unsorted_RM, 0, self._call.unsort_R[chunk], out=result_RM)
 
-    def _sum_rows(self, rows_SM: Tensor, weight_TK: Tensor | None, num_rows: int) -> Tensor:
+    def _sum_rows(self, rows_SM: Tensor, weight_TK: Tensor | None) -> Tensor:
         """Every token's rows, times their weights, added up in the order of its choices."""
         row_TK = self._call.row_TK
         sum_TM: Tensor | None = None
@@ -252,7 +252,7 @@ class ForwardPass(_Pass):
 
     def _sum(self, chunk: int) -> None:
         padded_S = torch.cat([self._weight_S, self._weight_S.new_zeros(1)])
-        self._y_TM = self._sum_rows(self._padded_SM, padded_S[self._call.row_TK], self._bounds[-1])
+        self._y_TM = self._sum_rows(self._padded_SM, padded_S[self._call.row_TK])
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,7 +378,7 @@ class BackwardPass(_Pass):
         self._rows.pop(chunk)
 
     def _sum_grad(self, chunk: int) -> None:
-        self._grad_x_TM = self._sum_rows(self._padded_SM, None, self._bounds[-1])
+        self._grad_x_TM = self._sum_rows(self._padded_SM, None)
 
 
 def _no(_: object) -> None:

@@ -154,20 +154,20 @@ def average_over_ranks(grads: Sequence[Tensor | None], ranks: ExpertRanks) -> li
     by their number and averaged over the replicas.
 
     Args:
-        grads: Gradients of this rank's experts, None for those without.
+        grads: Gradients of this rank's experts, None for those without; they are overwritten.
         ranks: Who shares them.
 
     Returns:
-        New tensors.
+        The same tensors.
 
     Source: not in the paper.
     """
-    averages = [None if grad is None else grad / (ranks.size * ranks.replicas.size()) for grad in grads]
-    if ranks.replicas.size() > 1:
-        for average in averages:
-            if average is not None:
-                dist.all_reduce(average, group=ranks.replicas)
-    return averages
+    for grad in grads:
+        if grad is not None:
+            grad.div_(ranks.size * ranks.replicas.size())
+            if ranks.replicas.size() > 1:
+                dist.all_reduce(grad, group=ranks.replicas)
+    return list(grads)
 
 
 def sum_over_experts(value: Tensor, ranks: ExpertRanks) -> Tensor:

@@ -63,7 +63,7 @@ class ChunkExperts(Protocol):
         """Gradients of the parameters, added up over chunks."""
 
     def gradients(self) -> list[Tensor | None]:
-        """The parameters' gradients, in the parameters' order."""
+        """The parameters' gradients, in the parameters' order, as tensors that nobody else holds."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,14 @@ def pointwise(activation: Callable[[Tensor], Tensor]) -> Pointwise:
     """The activation as operations that write in place; for an unknown function, by autograd.
 
     Args:
-        activation: A function.
+        activation: A function or a module.
 
     Returns:
         The two operations.
 
     Source: not in the paper.
     """
+    activation = plain_function(activation) or activation
     if activation is functional.relu:
         return Pointwise(
             apply=lambda value, out: torch.clamp_min(value, 0, out=out),

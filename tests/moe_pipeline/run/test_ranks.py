@@ -82,7 +82,7 @@ def _check_averages(rank: int, num_ranks: int) -> None:
     own = torch.full((3,), rank + 1.0)
     grad, frozen = average_over_ranks([own, None], ranks)
     assert frozen is None
-    assert own.tolist() == 3 * [rank + 1.0]  # it may be somebody else's tensor
+    assert grad is own
     copies = [rank % 2 + 1, rank % 2 + 3]  # the values of the two ranks that hold these experts
     expected = torch.full((3,), sum(copies) / num_ranks)
     assert_all_close({"grad": grad}, {"grad": expected}, {"grad": expected})  # type: ignore[dict-item]
