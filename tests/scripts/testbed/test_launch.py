@@ -50,7 +50,10 @@ def test_a_named_run_is_continued_and_must_exist(tmp_path: Path) -> None:
         (["experiment=quartet/demo", "moe.gate.top_k=5"], "top_k"),
         (["experiment=moe_pipeline/layer"], "python -m scripts.bench experiment=moe_pipeline/layer"),
         (["experiment=nowhere/nothing"], "error: experiment: got 'nowhere/nothing', accepts"),
-        ([], "error: experiment: missing; accepts moe_pipeline/upcycle_sentiment, quartet/demo"),
+        (
+            [],
+            "error: experiment: missing; accepts moe_pipeline/expert_parallel, moe_pipeline/upcycle_sentiment, quartet/demo",
+        ),
         (["experiment=quartet/dmo"], "did you mean quartet/demo?"),
     ],
 )
