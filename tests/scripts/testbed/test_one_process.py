@@ -22,25 +22,26 @@ STEPS = tuple(float(step) for step in range(1, 61))
 ONE = (STEPS, (1.0,) * 60)
 OTHER = (STEPS, (1.0, 1.25, *(1.0,) * 57, 9.0))  # what comes after step 50 is not compared
 REORDERED = (STEPS, (1.125, *(1.0,) * 59))
+FURTHER = (STEPS, (0.625, *(1.0,) * 59))
 
 
 def test_differences_have_stable_names() -> None:
-    controls = {"one_process": ONE, "one_process_reordered": REORDERED}
+    controls = {"one_process": ONE, "one_process_reordered_1": REORDERED, "one_process_reordered_2": FURTHER}
     figures = one_process.summary(OTHER, controls)
-    assert figures == {"loss_difference_max": 0.25, "reordering_difference_max": 0.125, "loss_difference_ratio": 2.0}
+    assert figures == {"loss_difference_max": 0.25, "reordering_difference_max": 0.5, "loss_difference_ratio": 0.5}
     assert [row.metric for row in one_process.rows(figures)] == list(figures)
     assert one_process.summary(OTHER, {"one_process": ONE}) == {"loss_difference_max": 0.25}
-    assert one_process.summary(OTHER, {"one_process": ONE, "one_process_reordered": ONE}) == {
+    assert one_process.summary(OTHER, {"one_process": ONE, "one_process_reordered_1": ONE}) == {
         "loss_difference_max": 0.25,
         "reordering_difference_max": 0.0,
     }
     assert one_process.summary(OTHER, {}) == {}
 
 
-def test_the_report_shows_all_three_curves() -> None:
-    (section,) = one_process.sections(OTHER, {"one_process": ONE, "one_process_reordered": REORDERED}, 2)
+def test_the_report_shows_all_curves() -> None:
+    (section,) = one_process.sections(OTHER, {"one_process": ONE, "one_process_reordered_1": REORDERED}, 2)
     assert len(section.plots) == 2
-    assert all(name in section.plots[0] for name in ("2 ranks", "one process", "one process reordered"))
+    assert all(name in section.plots[0] for name in ("2 ranks", "one process", "one process reordered 1"))
     assert one_process.sections(OTHER, {}, 2) == ()
 
 
