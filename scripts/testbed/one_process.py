@@ -77,8 +77,8 @@ def train(config: Config, name: str, folder: Path) -> history.Points:
         Steps and training losses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    order = None if name == NAMES[0] else name
-    argument = {"config": dataclasses.asdict(alone(config)), "folder": str(folder), "order": order}
+    argument: dict[str, object] = {"config": dataclasses.asdict(alone(config)), "folder": str(folder)}
+    argument["order"] = None if name == NAMES[0] else name
     (found,) = run_ranks(
         f"{__name__}:train_here",
         argument,
