@@ -1,5 +1,6 @@
 """One frozen dataclass per config group that no package owns; the packages' own configs stand beside their code."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -222,10 +223,68 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClustersSection:
+    """Clusters that are simulated: how many ranks of which device, and the layer they share."""
+
+    devices: tuple[str, ...] = ("a100_hdr", "h100_nvlink")
+    """Names or paths of device files."""
+    ranks: tuple[int, ...] = tuple(2**power for power in range(13))
+    """Numbers of ranks to simulate."""
+    node_gbit: float | None = None
+    """Rate of a rank to other nodes, in Gbit/s; null takes the device file's."""
+    model: Literal["MoE-GPT3-S", "MoE-BERT-L", "MoE-GPT3-XL"] | None = "MoE-GPT3-XL"
+    """A model of the paper's Table III; null takes d_model and d_hidden below."""
+    d_model: int = 2048
+    """Width of the tokens, without a model."""
+    d_hidden: int = 8192
+    """Hidden width of an expert, without a model."""
+    gated: bool = False
+    """Whether experts are gated, as SwiGLU is."""
+    num_tokens: int = 16384
+    """Tokens of each rank."""
+    top_k: int = 1
+    """Experts per token."""
+    num_experts: int | None = None
+    """Experts over all ranks; null has one for each rank, so that experts grow with ranks."""
+    device_budget_bytes: int | None = None
+    """Device memory the layer may take for activations and buffers; null takes the device's."""
+    host_budget_bytes: int | None = None
+    """The same for host memory."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "d_model", "d_hidden", "num_tokens", "top_k", "num_experts")
+        at_least(self, 0, "device_budget_bytes", "host_budget_bytes")
+        if self.node_gbit is not None and not 0 < self.node_gbit < math.inf:
+            raise ValueError(f"node_gbit: got {self.node_gbit}, accepts a number above 0, or null")
+        if not self.devices:
+            raise ValueError("devices: got an empty list, accepts at least one name or path of a device file")
+        if not self.ranks or min(self.ranks) < 1:
+            raise ValueError(f"ranks: got {list(self.ranks)}, accepts a list of numbers, each 1 or more")
+        for ranks in self.ranks:
+            experts = ranks if self.num_experts is None else self.num_experts
+            if experts % ranks:
+                raise ValueError(
+                    f"num_experts: got {experts}, which {ranks} of ranks={list(self.ranks)} do not divide; accepts a "
+                    "multiple of every number of ranks, or null for one expert on each rank"
+                )
+            if self.top_k > experts:
+                raise ValueError(f"top_k: got {self.top_k}, accepts {experts} or less with {experts} experts")
+            if self.num_tokens * self.top_k < experts:
+                raise ValueError(
+                    f"num_tokens: got {self.num_tokens}, accepts {-(-experts // self.top_k)} or more with {experts} "
+                    "experts, so that each gets a row from every rank"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """A benchmark of one layer beside its peers."""
 
-    subject: Literal["none", "moe_layer", "moe_overlap", "moe_memory", "moe_single"]
+    subject: Literal[
+        "none", "moe_layer", "moe_overlap", "moe_memory", "moe_single", "moe_adaptive", "moe_model_accuracy",
+        "moe_fig2", "moe_fig3", "moe_fig8", "moe_fig9", "moe_fig10", "moe_fig11", "moe_fig12", "moe_fig13",
+        "moe_journal", "moe_clusters",
+    ]  # fmt: skip
     """What is measured; none for experiments of the other verbs."""
     repeats: int = 30
     """Timed rounds; in each round the peers run one after the other."""
@@ -253,6 +312,8 @@ class BenchConfig:
     """Batch sizes to measure memory at, in tokens of each rank."""
     thread_counts: tuple[int, ...] = (1, 2)
     """Numbers of CPU threads to measure with, where there is one process."""
+    clusters: ClustersSection = field(default_factory=ClustersSection)
+    """What is simulated of clusters that nobody here has."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "repeats", "num_tokens", "d_model", "d_hidden", "num_experts", "top_k", "width_divisor")
@@ -264,10 +325,40 @@ class BenchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerSizes:
+    """Sizes of one MoE layer."""
+
+    num_tokens: int = 4096
+    """Tokens of each rank."""
+    d_model: int = 512
+    """Width of the tokens."""
+    d_hidden: int = 1024
+    """Hidden width of an expert."""
+    gated: bool = False
+    """Whether experts are gated, as SwiGLU is."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Between the two products."""
+    num_experts: int = 4
+    """Experts, over all ranks."""
+    num_ranks: int = 2
+    """Ranks that share the experts."""
+    top_k: int = 1
+    """Experts per token."""
+    element_bytes: int = 4
+    """Bytes of an element."""
+
+    def __post_init__(self) -> None:
+        sizes = ("num_tokens", "d_model", "d_hidden", "num_experts", "num_ranks", "top_k", "element_bytes")
+        at_least(self, 1, *sizes)
+        if self.num_experts % self.num_ranks:
+            raise ValueError(f"num_experts: got {self.num_experts}, accepts a multiple of num_ranks={self.num_ranks}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """A search whose winner is kept for later runs."""
 
-    subject: Literal["none", "threads"]
+    subject: Literal["none", "threads", "moe_calibrate", "moe_explain", "moe_fit"]
     """What is searched; none for experiments of the other verbs."""
     candidates: tuple[int, ...] = ()
     """Candidates to measure; empty takes the powers of two up to the number of cores."""
@@ -275,9 +366,20 @@ class TuneConfig:
     """Training steps per measurement."""
     rounds: int = 3
     """Measurements per candidate, alternated."""
+    link_mbit: float = 0.0
+    """Link between ranks to calibrate, in Mbit/s; 0 is loopback, others are shaped and need root and iproute2."""
+    device: str = "a100_hdr"
+    """Name or path of the device file that choices are explained on."""
+    device_budget_bytes: int | None = None
+    """Device memory a layer may take in an explanation; null takes the device's."""
+    host_budget_bytes: int | None = None
+    """The same for host memory."""
+    layer: LayerSizes = field(default_factory=LayerSizes)
+    """The layer that is calibrated with or explained."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "rounds")
+        at_least(self, 0, "link_mbit")
 
 
 BASELINES = ("copy", "memory", "tfidf", "dense", "one_process", "one_process_reordered")

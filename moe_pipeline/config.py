@@ -114,11 +114,11 @@ class PipelineConfig:
     Source: MPipeMoE (arXiv:2506.22175) sections III-B and III-D.
     """
 
-    num_chunks: int = 1
-    """n; every rank must use the same."""
-    restore: Restore = "none"
+    num_chunks: int | Literal["auto"] = 1
+    """n; every rank must use the same. auto finds it for every number of tokens."""
+    restore: Restore | Literal["auto"] = "none"
     """Kept for backward: all (none), or T_DI and T_M come back by S1 (offload both), S2 (resend, offload), S3 (offload,
-    recompute) or S4 (resend, recompute)."""
+    recompute) or S4 (resend, recompute). auto takes the fastest whose memory fits."""
     overlap: bool = True
     """Off waits for each operation before the next begins: the baseline that pipelining is measured against."""
     split: Split = "tokens"
@@ -127,12 +127,58 @@ class PipelineConfig:
     FasterMoE's)."""
     timeout_s: float = 300.0
     """Longest wait for another rank, in seconds, before an error says who waited for what."""
+    choose_by: Literal["trial", "model"] = "trial"
+    """How auto chooses: by timing steps while training, or by the model of `device` alone."""
+    device: str | None = None
+    """Name or path of a device file (`moe_pipeline.plan.device`): where trials begin, or all that model knows."""
+    device_budget_bytes: int | None = None
+    """Most bytes of device memory a layer's activations and buffers may take with auto; None is no limit."""
+    host_budget_bytes: int | None = None
+    """The same for copies on the host."""
+    cache_folder: str | None = None
+    """Where auto keeps what it found for later runs; None keeps nothing."""
 
     def __post_init__(self) -> None:
-        _require(type(self.num_chunks) is int and self.num_chunks >= 1, "num_chunks", self.num_chunks, "1 or more")
-        _require(self.restore in get_args(Restore), "restore", self.restore, f"one of {get_args(Restore)}")
+        counted = type(self.num_chunks) is int and self.num_chunks >= 1
+        _require(counted or self.num_chunks == "auto", "num_chunks", self.num_chunks, "1 or more, or 'auto'")
+        restores = (*get_args(Restore), "auto")
+        _require(self.restore in restores, "restore", self.restore, f"one of {restores}")
+        self._check_choice()
         _require(self.split in get_args(Split), "split", self.split, f"one of {get_args(Split)}")
         _require(0 < self.timeout_s < math.inf, "timeout_s", self.timeout_s, "a finite number of seconds above 0")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether something is left to choose for every call; not in the paper."""
+        return "auto" in (self.num_chunks, self.restore)
+
+    @property
+    def fixed_chunks(self) -> int:
+        """N of settings that leave nothing open; not in the paper."""
+        if self.num_chunks == "auto":
+            raise ValueError("num_chunks: got 'auto'; accepted is a number here, of a layer's choice for one call")
+        return self.num_chunks
+
+    @property
+    def fixed_restore(self) -> Restore:
+        """The strategy of settings that leave nothing open; not in the paper."""
+        if self.restore == "auto":
+            raise ValueError("restore: got 'auto'; accepted is a strategy here, of a layer's choice for one call")
+        return self.restore
+
+    def _check_choice(self) -> None:
+        _require(self.choose_by in ("trial", "model"), "choose_by", self.choose_by, "'trial' or 'model'")
+        for name in ("device_budget_bytes", "host_budget_bytes"):
+            value = getattr(self, name)
+            accepted = "a number of bytes of at least 0, or None"
+            _require(value is None or (type(value) is int and value >= 0), name, value, accepted)
+            accepted = "None unless num_chunks or restore is 'auto': a fixed choice takes what it takes"
+            _require(value is None or self.chooses, name, value, accepted)
+        if self.chooses:
+            _require(self.split != "ranks", "split", self.split, "'tokens' or 'local' with 'auto'")
+            _require(self.overlap, "overlap", self.overlap, "True with 'auto'")
+            accepted = "a device's name or file with choose_by='model'"
+            _require(self.choose_by == "trial" or self.device is not None, "device", self.device, accepted)
 
 
 def _require(holds: bool, field: str, came: object, accepted: str) -> None:

@@ -4,6 +4,7 @@ Legend: T tokens, M model width, E experts over all ranks, L experts here.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,17 @@ from moe_pipeline.config import PipelineConfig
 from moe_pipeline.experts import FeedForwardExperts, GroupedLinear, ModuleExperts
 from moe_pipeline.gate import Assignment
 from moe_pipeline.plan.call import CallPlan, plan_call
+from moe_pipeline.plan.ledger import LayerShape
 from moe_pipeline.plan.partition import partition
+from moe_pipeline.plan.rings import HiddenShape
 from moe_pipeline.routing import expert_counts, route
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.comm import Agreement, Call
 from moe_pipeline.run.modules import ModuleChunks
 from moe_pipeline.run.pipeline import pipeline as run_pipeline
 from moe_pipeline.run.ranks import ExpertRanks
+from moe_pipeline.run.runtime import Runtime
 from moe_pipeline.run.stages import ChunkExperts, FeedForwardChunks, plain_function, pointwise
-from moe_pipeline.run.timeline import Recorder
 
 
 def apply_experts(
@@ -29,12 +32,9 @@ def apply_experts(
     experts: nn.Module,
     *,
     num_experts: int,
+    top_k: int,
     pipeline: PipelineConfig,
-    ranks: ExpertRanks | None,
-    workspace: Workspace,
-    name: str,
-    average: bool = False,
-    recorder: Recorder | None = None,
+    runtime: Runtime,
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Send tokens to their experts, let these compute, and combine the results.
 
@@ -43,62 +43,103 @@ def apply_experts(
         assignment: Which expert computes which token.
         experts: This rank's experts.
         num_experts: E.
+        top_k: Experts per token, at most or on average.
         pipeline: Chunks, and what is kept for backward.
-        ranks: Who shares the experts; None keeps all of them here.
-        workspace: Shared memory.
-        name: The layer's name.
-        average: Whether the experts' gradients are averaged over ranks, as those of the rest of a model are.
-        recorder: Notes when operations run.
+        runtime: What the layer runs on.
 
     Returns:
         y_TM in the dtype the experts computed in, and the rows each of the E experts computed of these tokens.
 
     Raises:
         RankError: If another rank does something else, failed, or does not answer.
+        BudgetError: If a choice is left open and none fits in memory.
 
     Source: MPipeMoE (arXiv:2506.22175) sections II-A and III-B.
     """
-    parameters, dtype, stages = _experts_of_call(experts, x_TM, workspace)
+    parameters, dtype, stages = _experts_of_call(experts, x_TM, runtime.workspace)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_TM, assignment.weight_A, *parameters))
-    agreed = Call(
-        layer=name,
-        backward=False,
-        num_experts=num_experts,
-        d_model=x_TM.shape[1],
-        dtype=str(dtype),
-        num_chunks=pipeline.num_chunks,
-        restore=pipeline.restore,
-        split=pipeline.split,
-        overlap=pipeline.overlap,
-        differentiable=keep,
-    )
+    agreed = _agreement(runtime.name, pipeline, num_experts, x_TM.shape[1], dtype, keep)
     counts = expert_counts(assignment, num_experts=num_experts)
+    ranks, adaptive = runtime.ranks, runtime.adaptive
     size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
     local = num_experts // size
     sent = tuple(counts[start : start + local] for start in range(0, num_experts, local))
-    received = sent
+    own_notes = [] if adaptive is None else adaptive.notes(len(x_TM))
+    received, notes = sent, [own_notes]
     if ranks is not None:
-        agreement = Agreement(agreed, sent, ranks=ranks, device=x_TM.device, timeout_s=pipeline.timeout_s)
-        received = agreement.counts()
-    cut = partition(sent, received, num_chunks=pipeline.num_chunks, split=pipeline.split, rank=rank)
-    plan = plan_call(name, pipeline, cut, input_for_dgrad=stages is _module_chunks)
+        agreement = Agreement(
+            agreed, sent, ranks=ranks, device=x_TM.device, timeout_s=pipeline.timeout_s, notes=own_notes
+        )
+        received, notes = agreement.counts(), agreement.notes()
+    clock = None
+    if adaptive is not None:
+        shape = _layer_shape(experts, x_TM.shape[1], dtype, num_experts=num_experts, num_ranks=size, top_k=top_k)
+        pipeline = adaptive.choose(notes, shape, timed=keep, ranks=ranks, device=x_TM.device)
+        adaptive.received(sum(map(sum, received)))
+        clock = adaptive.clock(x_TM.device) if keep else None
+        agreed = replace(agreed, num_chunks=pipeline.fixed_chunks, restore=pipeline.fixed_restore)
+    cut = partition(sent, received, num_chunks=pipeline.fixed_chunks, split=pipeline.split, rank=rank)
+    plan = plan_call(runtime.name, pipeline, cut, input_for_dgrad=stages is _module_chunks)
     routing = route(assignment, cut, num_tokens=len(x_TM))
     y_TM = run_pipeline(
         x_TM.to(dtype),
         routing.weight_S,
         parameters,
         plan=plan,
-        experts=stages(experts, parameters, plan, workspace),
+        experts=stages(experts, parameters, plan, runtime.workspace),
         token_S=routing.token_S,
         row_TK=routing.row_TK,
         agreement=agreed,
-        ranks=ranks,
-        average=average,
-        workspace=workspace,
+        runtime=runtime,
         keep=keep,
-        recorder=recorder,
+        clock=clock,
     )
     return y_TM, counts
+
+
+def _agreement(
+    name: str, pipeline: PipelineConfig, num_experts: int, d_model: int, dtype: torch.dtype, differentiable: bool
+) -> Call:
+    """What ranks must agree about; what is left open is chosen afterwards, by all alike."""
+    return Call(
+        layer=name,
+        backward=False,
+        num_experts=num_experts,
+        d_model=d_model,
+        dtype=str(dtype),
+        num_chunks=0 if pipeline.num_chunks == "auto" else pipeline.num_chunks,
+        restore=pipeline.restore,
+        split=pipeline.split,
+        overlap=pipeline.overlap,
+        differentiable=differentiable,
+    )
+
+
+def _layer_shape(
+    experts: nn.Module, d_model: int, dtype: torch.dtype, *, num_experts: int, num_ranks: int, top_k: int
+) -> LayerShape:
+    """The layer's sizes for predictions and ledgers; modules count as plain experts of as many parameters."""
+    if isinstance(experts, FeedForwardExperts):
+        hidden = HiddenShape(
+            d_hidden=experts.down.weight.shape[2],
+            gated=experts.gated,
+            in_place=pointwise(experts.activation).from_result and not experts.gated,
+        )
+        bias = experts.up.bias is not None
+    else:
+        numbers = sum(parameter.numel() for parameter in experts.parameters())
+        width = max(1, numbers * num_ranks // (2 * d_model * num_experts))
+        hidden, bias = HiddenShape(d_hidden=width, gated=False, in_place=False), False
+    return LayerShape(
+        tokens=1,
+        top_k=top_k,
+        d_model=d_model,
+        hidden=hidden,
+        num_experts=num_experts,
+        num_ranks=num_ranks,
+        element_bytes=dtype.itemsize,
+        bias=bias,
+    )
 
 
 Stages = Callable[[nn.Module, list[Tensor], CallPlan, Workspace], ChunkExperts]

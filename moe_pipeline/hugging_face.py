@@ -14,6 +14,7 @@ width, H hidden width, G width of the first product (H, or 2H for gated experts)
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ from moe_pipeline.experts import FeedForwardExperts, GroupedLinear
 from moe_pipeline.gate import Assignment
 from moe_pipeline.losses import RouterLosses
 from moe_pipeline.parallel import check_replication
+from moe_pipeline.run.adaptive import Adaptive
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.ranks import ExpertRanks, mark_spread
+from moe_pipeline.run.runtime import Runtime
 from moe_pipeline.run.stages import plain_function
 
 ExpertsForward = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -63,6 +66,7 @@ def experts_forward(
     Source: MPipeMoE (arXiv:2506.22175) sections II-A and III-B; the interface is not in the paper.
     """
     pipeline, workspace = pipeline or PipelineConfig(), workspace or Workspace()
+    choosing: WeakKeyDictionary[nn.Module, Adaptive] = WeakKeyDictionary()
     num_ranks = 1 if ranks is None else ranks.size
     if pipeline.split == "ranks" and pipeline.num_chunks != num_ranks:
         raise ValueError(
@@ -75,6 +79,8 @@ def experts_forward(
         name = "experts" if spread is None else spread.name
         view = _view(module, name)
         num_experts = _num_experts(module, view.num_experts, spread, ranks)
+        if pipeline.chooses and module not in choosing:
+            choosing[module] = Adaptive(pipeline, name)
         average = False
         if ranks is not None:
             average = mark_spread(module.parameters(), ranks)
@@ -84,11 +90,11 @@ def experts_forward(
             _assignment(top_k_index, top_k_weights, num_experts=num_experts),
             view,
             num_experts=num_experts,
+            top_k=top_k_index.shape[-1],
             pipeline=pipeline,
-            ranks=ranks,
-            average=average,
-            workspace=workspace,
-            name=name,
+            runtime=Runtime(
+                name=name, ranks=ranks, workspace=workspace, average=average, adaptive=choosing.get(module)
+            ),
         )
         return y_TM.to(hidden_states.dtype)
 

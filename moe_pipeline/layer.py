@@ -16,9 +16,11 @@ from moe_pipeline.dispatch import apply_experts
 from moe_pipeline.gate import Gate
 from moe_pipeline.losses import RouterLosses
 from moe_pipeline.parallel import check_replication
+from moe_pipeline.run.adaptive import Adaptive
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.ranks import ExpertRanks, mark_spread
-from moe_pipeline.run.timeline import Recorder
+from moe_pipeline.run.recorder import Recorder
+from moe_pipeline.run.runtime import Runtime
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +77,7 @@ class MoELayer(nn.Module):
         self.ranks, self.name = ranks, name
         self.workspace = workspace or Workspace()
         self.recorder: Recorder | None = None
+        self.adaptive = Adaptive(self.pipeline, name) if self.pipeline.chooses else None
         _check_sizes(gate.config.num_experts, experts, self.pipeline, ranks)
         if ranks is not None:
             mark_spread(experts.parameters(), ranks)
@@ -114,12 +117,16 @@ class MoELayer(nn.Module):
             assignment,
             self.experts,
             num_experts=self.gate.config.num_experts,
+            top_k=self.gate.config.top_k,
             pipeline=self.pipeline,
-            ranks=self.ranks,
-            average=average,
-            workspace=self.workspace,
-            name=self.name,
-            recorder=self.recorder,
+            runtime=Runtime(
+                name=self.name,
+                ranks=self.ranks,
+                workspace=self.workspace,
+                average=average,
+                recorder=self.recorder,
+                adaptive=self.adaptive,
+            ),
         )
         record = MoERecord(
             loss=assignment.losses.total(self.gate.config),

@@ -3,11 +3,22 @@
 from configs.schema import Config
 from configs.typed import ConfigError
 from scripts.testbed import launch
-from scripts.testbed.benchmarks import moe_layer, moe_memory, moe_overlap, moe_single
+from scripts.testbed.benchmarks import (
+    moe_adaptive,
+    moe_clusters,
+    moe_layer,
+    moe_memory,
+    moe_model_accuracy,
+    moe_overlap,
+    moe_single,
+)
 
 SUBJECTS: dict[str, launch.Verb] = {
+    "moe_adaptive": moe_adaptive.bench,
+    "moe_clusters": moe_clusters.bench,
     "moe_layer": moe_layer.bench,
     "moe_memory": moe_memory.bench,
+    "moe_model_accuracy": moe_model_accuracy.bench,
     "moe_overlap": moe_overlap.bench,
     "moe_single": moe_single.bench,
 }

@@ -53,8 +53,10 @@ def plan_call(layer: str, config: PipelineConfig, partition: Partition, *, input
     Source: MPipeMoE (arXiv:2506.22175) section III.
     """
     exchanges = len(partition.sent[0]) > 1
-    forward, backward = _schedules(partition.num_chunks, config.restore, config.overlap, exchanges, input_for_dgrad)
-    chosen = strategy(config.restore)
+    forward, backward = _schedules(
+        partition.num_chunks, config.fixed_restore, config.overlap, exchanges, input_for_dgrad
+    )
+    chosen = strategy(config.fixed_restore)
     return CallPlan(
         layer=layer,
         config=config,

@@ -6,9 +6,10 @@ gives back there. What is counted is what the layer adds: not its input, its par
 Legend: T tokens, K rows per token, S rows sent, R rows of a chunk received, M model width, G width of T_M.
 """
 
+import functools
 from dataclasses import dataclass
 
-from moe_pipeline.config import PipelineConfig
+from moe_pipeline.config import PipelineConfig, Split
 from moe_pipeline.plan.call import CallPlan, plan_call
 from moe_pipeline.plan.partition import Partition, partition
 from moe_pipeline.plan.rings import HiddenShape, RingSize, aligned, hidden_rings, row_rings, total_bytes
@@ -118,10 +119,15 @@ def balanced_partition(shape: LayerShape, config: PipelineConfig) -> Partition:
 
     Source: MPipeMoE (arXiv:2506.22175) section II-B, whose formulas assume it.
     """
+    return _balanced(shape, config.fixed_chunks, config.split)
+
+
+@functools.lru_cache(maxsize=8)  # strategies share it, and that of thousands of ranks takes its time
+def _balanced(shape: LayerShape, num_chunks: int, split: Split) -> Partition:
     rows, local = shape.tokens * shape.top_k, shape.num_experts // shape.num_ranks
     counts = [(rows * (e + 1)) // shape.num_experts - (rows * e) // shape.num_experts for e in range(shape.num_experts)]
     sent = tuple(tuple(counts[rank * local : (rank + 1) * local]) for rank in range(shape.num_ranks))
-    return partition(sent, (sent[0],) * shape.num_ranks, num_chunks=config.num_chunks, split=config.split)
+    return partition(sent, (sent[0],) * shape.num_ranks, num_chunks=num_chunks, split=split)
 
 
 def ledger(shape: LayerShape, config: PipelineConfig, cut: Partition | None = None) -> Ledger:

@@ -3,7 +3,10 @@
 ranks.py       the ranks that share experts; sums and stacks over all experts
 comm.py        what ranks agree on, and the all-to-alls between them
 buffers.py     memory shared between chunks and between layers
-timeline.py    what ran when on which stream, if somebody asked
+recorder.py    what runs when on which stream, if somebody asks
+choices.py     what searches found, kept in files between runs
+adaptive.py    a chooser decides for every call, on numbers that ranks exchanged
+runtime.py     what a layer runs on beside its experts
 executor.py    a schedule's operations on a CPU or on CUDA streams
 stages.py      the pieces of an expert's computation: up, down, and their gradients
 modules.py     the same for any modules, by autograd

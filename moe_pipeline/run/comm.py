@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_pipeline.run.ranks import ExpertRanks
 
+NUM_NOTES = 4  # numbers that ranks tell each other and need not agree about
 MIN_COUNTS = 256  # counts a message has room for: ranks with fewer experts can disagree about anything and still meet
 
 
@@ -176,6 +177,7 @@ class Agreement:
         ranks: Who takes part.
         device: Where messages must lie.
         timeout_s: Longest wait, in seconds.
+        notes: Numbers to tell every rank, which need not be the same; at most `NUM_NOTES`.
 
     Source: MPipeMoE (arXiv:2506.22175) section III-B exchanges sizes per partition; one message for all is ours.
     """
@@ -188,11 +190,13 @@ class Agreement:
         ranks: ExpertRanks,
         device: torch.device,
         timeout_s: float,
+        notes: Sequence[int] = (),
     ) -> None:
         self._call, self._ranks = call, ranks
+        self._messages: list[list[int]] = []
         self._num_counts = len(counts[0]) if counts else 0
         room = max(MIN_COUNTS, self._num_counts)
-        header = call.numbers()
+        header = [*call.numbers(), *notes, *[0] * (NUM_NOTES - len(notes))]
         parts = [[*header, *part, *[0] * (room - len(part))] for part in (counts or [[]] * ranks.size)]
         sent = torch.tensor(parts, dtype=torch.int32, device=device)
         self._received = torch.empty_like(sent)
@@ -214,14 +218,19 @@ class Agreement:
         Source: not in the paper.
         """
         self._message.wait()
-        received: list[list[int]] = self._received.tolist()
+        received = self._messages = self._received.tolist()
         own, names = self._call.numbers(), [field.name for field in fields(self._call)]
         for rank, message in enumerate(received):
             different = [i for i, name in enumerate(names) if message[i] != own[i]]
             if different:
                 raise RankError(self._disagreement(rank, [(names[i], own[i], message[i]) for i in different]))
-        start = len(own)
+        start = len(own) + NUM_NOTES
         return tuple(tuple(message[start : start + self._num_counts]) for message in received)
+
+    def notes(self) -> list[list[int]]:
+        """What every rank told, after `counts`; not in the paper."""
+        start = len(fields(self._call))
+        return [message[start : start + NUM_NOTES] for message in self._messages]
 
     def _disagreement(self, other: int, different: list[tuple[str, int, int]]) -> str:
         call, ranks = self._call, self._ranks

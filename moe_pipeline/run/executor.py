@@ -11,7 +11,7 @@ import torch
 from moe_pipeline.plan.schedule import Schedule, Stage
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.comm import Message
-from moe_pipeline.run.timeline import Recorder
+from moe_pipeline.run.recorder import Recorder
 
 Handler = Callable[[int], Message | None]
 

@@ -5,6 +5,7 @@ chunk that its experts compute, M model width.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor
 from moe_pipeline.plan.call import CallPlan
 from moe_pipeline.plan.rings import RingSize, row_rings
 from moe_pipeline.plan.schedule import Stage
-from moe_pipeline.run.buffers import HostCopies, Rings, Workspace
+from moe_pipeline.run.adaptive import StepClock
+from moe_pipeline.run.buffers import HostCopies, Rings
 from moe_pipeline.run.comm import Message, Place, exchange_rows
 from moe_pipeline.run.executor import Handler, execute
-from moe_pipeline.run.ranks import ExpertRanks
+from moe_pipeline.run.runtime import Runtime
 from moe_pipeline.run.stages import ChunkExperts
-from moe_pipeline.run.timeline import Recorder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,11 +39,9 @@ class Call:
     """Chunk -> int64, received rows in the order of experts; None where they come so."""
     unsort_R: Sequence[Tensor] | None
     """Chunk -> int64, the way back."""
-    ranks: ExpertRanks | None
-    average: bool = False
-    """Whether the parameters' gradients are averaged over ranks."""
-    workspace: Workspace
-    recorder: Recorder | None
+    runtime: Runtime
+    clock: StepClock | None = None
+    """Times both passes, where their time says what to choose."""
 
 
 class _Pass:
@@ -59,15 +58,17 @@ class _Pass:
         self._waiting: dict[tuple[str, int], Tensor] = {}
 
     def _run(self, handlers: dict[Stage, Handler]) -> None:
-        call, plan = self._call, self._plan
+        runtime, plan = self._call.runtime, self._plan
         schedule = plan.backward if self.backward else plan.forward
         shared = self._ring_sizes() if plan.strategy.shares_buffers else None
-        self._rings = Rings(shared, workspace=call.workspace, device=self._device)
-        if call.recorder is not None:
-            call.recorder.enter(plan.layer, backward=self.backward)
+        self._rings = Rings(shared, workspace=runtime.workspace, device=self._device)
+        if runtime.recorder is not None:
+            runtime.recorder.enter(plan.layer, backward=self.backward)
+        clock = self._call.clock
         try:
-            self._begin()
-            execute(schedule, handlers, workspace=call.workspace, device=self._device, recorder=call.recorder)
+            with nullcontext() if clock is None else clock.running():
+                self._begin()
+                execute(schedule, handlers, workspace=runtime.workspace, device=self._device, recorder=runtime.recorder)
         except BaseException:
             self._rings.drop()
             raise
@@ -122,14 +123,15 @@ class _Pass:
     def _exchange(
         self, out_RM: Tensor, rows_RM: Tensor, *, received: list[int], sent: list[int], chunk: int, stage: Stage
     ) -> Message:
-        assert self._call.ranks is not None, "a schedule without other ranks sends nothing"
+        ranks = self._call.runtime.ranks
+        assert ranks is not None, "a schedule without other ranks sends nothing"
         config = self._plan.config
         return exchange_rows(
             out_RM,
             rows_RM,
             received=received,
             sent=sent,
-            ranks=self._call.ranks,
+            ranks=ranks,
             place=Place(self._plan.layer, self.backward, chunk, self._partition.num_chunks, stage),
             timeout_s=config.timeout_s,
             free=self._rings.free,
@@ -234,7 +236,7 @@ class ForwardPass(_Pass):
         if self._keep and self._plan.strategy.dispatched == "offload":
             size = self._dtype.itemsize
             num_bytes = sum(RingSize(1, rows, self._width, size).num_bytes for rows in chunk_rows)
-            self._host_copies = HostCopies(num_bytes, workspace=self._call.workspace, device=self._device)
+            self._host_copies = HostCopies(num_bytes, workspace=self._call.runtime.workspace, device=self._device)
 
     def _up(self, chunk: int) -> None:
         rows_RM = self._rows[chunk] = self._sorted(chunk, arrived="arrived", into="sorted")

@@ -14,12 +14,12 @@ from torch.autograd.function import once_differentiable
 from moe_pipeline.plan.call import CallPlan
 from moe_pipeline.plan.partition import Partition
 from moe_pipeline.run import comm
-from moe_pipeline.run.buffers import Workspace
+from moe_pipeline.run.adaptive import StepClock
 from moe_pipeline.run.comm import Agreement
 from moe_pipeline.run.passes import BackwardPass, Call, ForwardPass, Passed
-from moe_pipeline.run.ranks import ExpertRanks, average_over_ranks
+from moe_pipeline.run.ranks import average_over_ranks
+from moe_pipeline.run.runtime import Runtime
 from moe_pipeline.run.stages import ChunkExperts
-from moe_pipeline.run.timeline import Recorder
 
 
 def pipeline(
@@ -32,11 +32,9 @@ def pipeline(
     token_S: Tensor,
     row_TK: Tensor,
     agreement: comm.Call,
-    ranks: ExpertRanks | None,
-    average: bool,
-    workspace: Workspace,
+    runtime: Runtime,
     keep: bool,
-    recorder: Recorder | None = None,
+    clock: StepClock | None = None,
 ) -> Tensor:
     """Compute a layer's output; backward runs the plan's other schedule.
 
@@ -49,11 +47,9 @@ def pipeline(
         token_S: The token of every sent row.
         row_TK: The sent rows of every token.
         agreement: What ranks agreed about in forward, and agree about once more in backward.
-        ranks: Who shares the experts; None alone.
-        average: Whether the parameters' gradients are averaged over ranks.
-        workspace: Shared memory.
+        runtime: What the layer runs on.
         keep: Whether backward will come.
-        recorder: Notes when operations run.
+        clock: Times both passes.
 
     Returns:
         y_TM.
@@ -68,10 +64,8 @@ def pipeline(
         row_TK=row_TK,
         sort_R=sort_R,
         unsort_R=unsort_R,
-        ranks=ranks,
-        average=average,
-        workspace=workspace,
-        recorder=recorder,
+        runtime=runtime,
+        clock=clock,
     )
     return _Pipeline.apply(x_TM, weight_S, call, agreement, keep, *parameters)
 
@@ -98,14 +92,15 @@ class _Pipeline(torch.autograd.Function):
         rows, hidden = kept[: ctx.num_rows], kept[ctx.num_rows :]
         passed = Passed(output_SM, output_SM, rows, hidden, ctx.host, ctx.host_copies)
         call: Call = ctx.call
-        if call.ranks is not None and grad_TM.device.type == "cpu":
+        ranks = call.runtime.ranks
+        if ranks is not None and grad_TM.device.type == "cpu":
             timeout_s = call.plan.config.timeout_s
-            Agreement(ctx.agreement, (), ranks=call.ranks, device=grad_TM.device, timeout_s=timeout_s).counts()
+            Agreement(ctx.agreement, (), ranks=ranks, device=grad_TM.device, timeout_s=timeout_s).counts()
         needs = ctx.needs_input_grad[5:]
         back = BackwardPass(call, grad_TM.contiguous(), x_TM, weight_S, passed, needs=needs)
         grad_x_TM, grad_weight_S, grads = back.run()
-        if call.ranks is not None and call.average:
-            grads = average_over_ranks(grads, call.ranks)
+        if ranks is not None and call.runtime.average:
+            grads = average_over_ranks(grads, ranks)
         return grad_x_TM, grad_weight_S, None, None, None, *grads
 
 

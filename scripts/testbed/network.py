@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,25 @@ def shaped_hosts(num_hosts: int, *, rate_mbit: float) -> Iterator[tuple[Host, ..
             signals.hold_back()
             if os.getpid() == owner:  # not in a fork of it
                 _take_down(name)
+
+
+def set_rate(hosts: Sequence[Host], rate_mbit: float) -> None:
+    """Change the rate of all links of a network while it is used; any process of root on this machine may.
+
+    Args:
+        hosts: All hosts of one network, in their order.
+        rate_mbit: The new rate in Mbit/s, in each direction; 0 takes the limit away.
+
+    Raises:
+        ValueError: Where the rate is out of its range.
+        NetworkError: Where a link cannot be changed.
+    """
+    if not (math.isfinite(rate_mbit) and rate_mbit >= 0):
+        raise ValueError(f"rate_mbit: got {rate_mbit}, accepts a number of Mbit/s of at least 0")
+    for index, host in enumerate(hosts):
+        switch = f"{host.namespace.rpartition('-')[0]}-sw"
+        for namespace, interface in ((host.namespace, host.interface), (switch, f"port{index}")):
+            _shape(namespace, interface, rate_mbit)
 
 
 def unavailable() -> str | None:
@@ -182,8 +201,8 @@ def _join(switch: str, namespace: str, index: int, rate_mbit: float) -> Host:
 
 
 def _shape(namespace: str, interface: str, rate_mbit: float) -> None:
-    rate = f"{max(1, round(rate_mbit * 1e6))}bit"
-    _tool("tc", "-n", namespace, "qdisc", "add", "dev", interface, "root", "tbf", "rate", rate, *SHAPE)
+    queue = ("tbf", "rate", f"{max(1, round(rate_mbit * 1e6))}bit", *SHAPE) if rate_mbit else ("pfifo",)
+    _tool("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "root", *queue)
 
 
 def _tool(*command: str) -> str:

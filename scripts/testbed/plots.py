@@ -25,6 +25,22 @@ def curves(
     return _svg(figure)
 
 
+def points(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x_label: str, y_label: str
+) -> str:
+    """Points, one colour per name, each given as (xs, ys), on equal logarithmic axes with the line of equality."""
+    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for color, (name, (xs, ys)) in zip(_cycle(len(series)), series.items(), strict=True):
+        axes.scatter(xs, ys, label=name, color=color, s=14, alpha=0.8)
+    values = [value for xs, ys in series.values() for value in (*xs, *ys)]
+    axes.plot([min(values), max(values)], [min(values), max(values)], color="#999999", linewidth=0.8)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
 def bars(values: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_label: str) -> str:
     """Grouped bars: one group per position, one bar per name."""
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")

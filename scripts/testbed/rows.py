@@ -38,6 +38,8 @@ class Row:
     """20th percentile of a timing."""
     high: float | None = None
     """80th percentile of a timing."""
+    kind: Kind | None = None
+    """Where the figure comes from, if not from where the run's other figures do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,6 @@ def recorded(result: Result) -> list[RecordedRow]:
     """The rows of a result with its provenance on each."""
     provenance: dict[str, Any] = {
         "experiment": result.experiment,
-        "kind": result.kind,
         "seed": result.seed,
         "data_sha256": result.data_sha256[:16],
         "commit": result.commit,
@@ -95,7 +96,9 @@ def recorded(result: Result) -> list[RecordedRow]:
         "versions": " ".join(f"{name}={version}" for name, version in result.versions.items()),
         "date": result.date,
     }
-    return [RecordedRow(**dataclasses.asdict(row), **provenance) for row in result.rows]
+    return [
+        RecordedRow(**{**dataclasses.asdict(row), **provenance, "kind": row.kind or result.kind}) for row in result.rows
+    ]
 
 
 def write_rows(path: Path, rows: Iterable[RecordedRow]) -> None:
@@ -140,15 +143,20 @@ def record(result: Result) -> Path:
 
 
 def commit() -> str:
-    """The repository's commit, with `-dirty` where files differ from it; `unknown` outside a checkout."""
+    """The repository's commit, with `-dirty` where files other than results differ from it; `unknown` outside one."""
     try:
-        run = subprocess.run(
-            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)scripts/results")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return run.stdout.strip()
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
 
 
 def device(kind: str) -> str:

@@ -14,6 +14,7 @@ from moe_pipeline.experts import GroupedLinear
 from moe_pipeline.gate import Assignment
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.ranks import ExpertRanks
+from moe_pipeline.run.runtime import Runtime
 
 NUM_EXPERTS, WIDTH, HIDDEN, TOKENS = 4, 6, 10, 15
 RESTORES = ("none", "S1", "S2", "S3", "S4")
@@ -299,10 +300,9 @@ def test_counts_are_the_rows_of_every_expert() -> None:
         assignment,
         _feed_forward(),
         num_experts=NUM_EXPERTS,
+        top_k=assignment.num_chosen // TOKENS,
         pipeline=PipelineConfig(num_chunks=3),
-        ranks=None,
-        workspace=Workspace(),
-        name="moe",
+        runtime=Runtime(name="moe", ranks=None, workspace=Workspace()),
     )
     owners = assignment.expert_A.tolist()
     assert counts == tuple(owners.count(expert) for expert in range(NUM_EXPERTS))

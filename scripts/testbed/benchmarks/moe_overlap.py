@@ -7,7 +7,6 @@ nothing.
 
 import logging
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,10 +20,10 @@ from configs.schema import Config
 from configs.typed import ConfigError
 from moe_pipeline import PipelineConfig
 from moe_pipeline.layer import recorded
+from moe_pipeline.plan.timeline import Timeline
 from moe_pipeline.run.ranks import expert_ranks
-from moe_pipeline.run.timeline import Timeline
 from scripts.testbed import launch, link, plots
-from scripts.testbed.benchmarks.own_layer import own_layer, step
+from scripts.testbed.benchmarks.own_layer import alternate, own_layer, step
 from scripts.testbed.files import write_text
 from scripts.testbed.network import NetworkError, shaped_hosts
 from scripts.testbed.peers import MoESizes, deepspeed_layer
@@ -142,7 +141,7 @@ def rank_main(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, 
             step(layers[SEQUENTIAL], x_TM, grad_TM)
         alone.append(recorder.timeline())
 
-    times_us = _alternate({**steps, SEQUENTIAL: sequential}, repeats=argument["repeats"], warmup=argument["warmup"])
+    times_us = alternate({**steps, SEQUENTIAL: sequential}, repeats=argument["repeats"], warmup=argument["warmup"])
     traces = {name: _record(layers[name], steps[name]) for name in layers if name != "deepspeed"}
     del alone[: argument["warmup"]]
     return {
@@ -169,21 +168,6 @@ def _layers(sizes: MoESizes, argument: dict[str, Any]) -> dict[str, torch.nn.Mod
     }
     layers["deepspeed"] = deepspeed_layer(sizes, ep_size=ranks.size, seed=argument["seed"])
     return layers
-
-
-def _alternate(steps: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int) -> dict[str, list[float]]:
-    """Every provider once a round, every second round in reverse order; a barrier before each step."""
-    names = list(steps)
-    local_us = torch.zeros(len(names), warmup + repeats, dtype=torch.float64)
-    for round_number in range(warmup + repeats):
-        order = range(len(names)) if round_number % 2 else reversed(range(len(names)))
-        for index in order:
-            dist.barrier()
-            start_ns = time.perf_counter_ns()
-            steps[names[index]]()
-            local_us[index, round_number] = (time.perf_counter_ns() - start_ns) / 1e3
-    dist.all_reduce(local_us, dist.ReduceOp.MAX)
-    return {name: local_us[index, warmup:].tolist() for index, name in enumerate(names)}
 
 
 def _record(layer: torch.nn.Module, run: Callable[[], None], repeats: int = 5) -> dict[str, Any]:

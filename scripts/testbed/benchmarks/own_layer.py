@@ -1,6 +1,10 @@
 """Our MoE layer with given sizes and the weights its peers start from."""
 
+import time
+from collections.abc import Callable, Mapping
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import moe_pipeline
@@ -66,3 +70,27 @@ def step(layer: nn.Module, x_TM: Tensor, grad_TM: Tensor) -> None:
     result = layer(x_TM.detach().requires_grad_())
     y_TM = result[0] if isinstance(result, tuple) else result
     y_TM.backward(grad_TM)
+
+
+def alternate(steps: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int) -> dict[str, list[float]]:
+    """Time steps on all ranks: every provider once a round, every second round in reverse order, together.
+
+    Args:
+        steps: Provider -> what to time.
+        repeats: Timed rounds.
+        warmup: Rounds before them.
+
+    Returns:
+        Provider -> the slowest rank's time of every timed round, in microseconds.
+    """
+    names = list(steps)
+    local_us = torch.zeros(len(names), warmup + repeats, dtype=torch.float64)
+    for round_number in range(warmup + repeats):
+        order = range(len(names)) if round_number % 2 else reversed(range(len(names)))
+        for index in order:
+            dist.barrier()
+            start_ns = time.perf_counter_ns()
+            steps[names[index]]()
+            local_us[index, round_number] = (time.perf_counter_ns() - start_ns) / 1e3
+    dist.all_reduce(local_us, dist.ReduceOp.MAX)
+    return {name: local_us[index, warmup:].tolist() for index, name in enumerate(names)}

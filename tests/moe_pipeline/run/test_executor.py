@@ -11,7 +11,7 @@ from moe_pipeline.plan.strategy import ring_depths, strategy
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.comm import Message, RankError
 from moe_pipeline.run.executor import execute
-from moe_pipeline.run.timeline import Recorder
+from moe_pipeline.run.recorder import Recorder
 
 CPU = torch.device("cpu")
 

@@ -18,6 +18,7 @@ from moe_pipeline.plan.rings import RingSize
 from moe_pipeline.routing import expert_counts, route
 from moe_pipeline.run.buffers import Rings, Workspace
 from moe_pipeline.run.passes import BackwardPass, Call, ForwardPass
+from moe_pipeline.run.runtime import Runtime
 
 NO_LOSSES = RouterLosses(balance=torch.zeros(()), z=torch.zeros(()), importance=torch.zeros(()))
 NUM_EXPERTS, WIDTH = 3, 5
@@ -93,7 +94,7 @@ def _passes(
     plan, experts = plan_call("moe", config, cut), _Scaling()
     call = Call(
         plan=plan, experts=experts, token_S=routing.token_S, row_TK=routing.row_TK, sort_R=None, unsort_R=None,
-        ranks=None, workspace=Workspace(), recorder=None,
+        runtime=Runtime(name="moe", ranks=None, workspace=Workspace()),
     )  # fmt: skip
     passed = ForwardPass(call, x_TM, routing.weight_S, keep=True).run()
     resent_TM = x_TM if plan.strategy.dispatched == "resend" else None

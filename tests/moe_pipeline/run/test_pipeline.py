@@ -21,6 +21,7 @@ from moe_pipeline.losses import RouterLosses
 from moe_pipeline.reference import moe_layer
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.ranks import ExpertRanks, expert_ranks
+from moe_pipeline.run.runtime import Runtime
 
 NUM_EXPERTS, WIDTH, HIDDEN = 4, 6, 10
 GATES = {
@@ -204,8 +205,8 @@ def _routed(
     x_TM, weight_A, grad_TM = _leaves(entries, rank, torch.float32)
     experts.zero_grad()
     y_TM, counts = apply_experts(
-        x_TM, _assignment(entries, weight_A), experts, num_experts=NUM_EXPERTS, pipeline=config, ranks=ranks,
-        workspace=Workspace(), name="moe",
+        x_TM, _assignment(entries, weight_A), experts, num_experts=NUM_EXPERTS, top_k=1, pipeline=config,
+        runtime=Runtime(name="moe", ranks=ranks, workspace=Workspace()),
     )  # fmt: skip
     y_TM.backward(grad_TM)
     owners = [expert for experts_of_token in entries for expert in experts_of_token]
