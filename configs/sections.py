@@ -232,6 +232,8 @@ class ClustersSection:
     """Numbers of ranks to simulate."""
     node_gbit: float | None = None
     """Rate of a rank to other nodes, in Gbit/s; null takes the device file's."""
+    peer_us: float | None = None
+    """What each further rank adds to the latency of an all-to-all; null takes the device file's."""
     model: Literal["MoE-GPT3-S", "MoE-BERT-L", "MoE-GPT3-XL"] | None = "MoE-GPT3-XL"
     """A model of the paper's Table III; null takes d_model and d_hidden below."""
     d_model: int = 2048
@@ -253,7 +255,7 @@ class ClustersSection:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "d_model", "d_hidden", "num_tokens", "top_k", "num_experts")
-        at_least(self, 0, "device_budget_bytes", "host_budget_bytes")
+        at_least(self, 0, "device_budget_bytes", "host_budget_bytes", "peer_us")
         if self.node_gbit is not None and not 0 < self.node_gbit < math.inf:
             raise ValueError(f"node_gbit: got {self.node_gbit}, accepts a number above 0, or null")
         if not self.devices:

@@ -3,11 +3,12 @@
 from configs.schema import Config
 from configs.typed import ConfigError
 from scripts.testbed import launch
-from scripts.testbed.benchmarks import moe_calibrate, moe_explain, thread_counts
+from scripts.testbed.benchmarks import moe_calibrate, moe_explain, moe_fit, thread_counts
 
 SUBJECTS: dict[str, launch.Verb] = {
     "moe_calibrate": moe_calibrate.tune,
     "moe_explain": moe_explain.tune,
+    "moe_fit": moe_fit.tune,
     "threads": thread_counts.tune,
 }
 

@@ -115,14 +115,20 @@ def partition(
     return Partition(
         sent=tuple(
             tuple(
-                tuple(cut(count, chunk, num_chunks, (other - rank) % num_ranks, num_ranks) for count in counts)
+                tuple(
+                    cut(count, chunk, num_chunks, (other - rank) % num_ranks, num_ranks, turn=expert)
+                    for expert, count in enumerate(counts)
+                )
                 for other, counts in enumerate(sent_counts)
             )
             for chunk in chunks
         ),
         received=tuple(
             tuple(
-                tuple(cut(count, chunk, num_chunks, (rank - other) % num_ranks, num_ranks).rows for count in counts)
+                tuple(
+                    cut(count, chunk, num_chunks, (rank - other) % num_ranks, num_ranks, turn=expert).rows
+                    for expert, count in enumerate(counts)
+                )
                 for other, counts in enumerate(received_counts)
             )
             for chunk in chunks
@@ -130,21 +136,28 @@ def partition(
     )
 
 
-def _by_tokens(count: int, chunk: int, num_chunks: int, distance: int, num_ranks: int) -> Slice:
-    """A slice of what one rank sends to one expert, `distance` ranks further on."""
-    return Slice(count * chunk // num_chunks, count * (chunk + 1) // num_chunks)
+def _by_tokens(count: int, chunk: int, num_chunks: int, distance: int, num_ranks: int, *, turn: int) -> Slice:
+    """A slice of what one rank sends to one expert, `distance` ranks further on.
+
+    Slices that are a row longer than others are dealt in turn to all chunks, over ranks and experts.
+    """
+    offset = (distance + turn) % num_chunks
+    return Slice((count * chunk + offset) // num_chunks, (count * (chunk + 1) + offset) // num_chunks)
 
 
-def _by_ranks(count: int, chunk: int, num_chunks: int, distance: int, num_ranks: int) -> Slice:
+def _by_ranks(count: int, chunk: int, num_chunks: int, distance: int, num_ranks: int, *, turn: int) -> Slice:
     return Slice(0, count if chunk == distance else 0)
 
 
-def _local_first_and_last(count: int, chunk: int, num_chunks: int, distance: int, num_ranks: int) -> Slice:
+def _local_first_and_last(
+    count: int, chunk: int, num_chunks: int, distance: int, num_ranks: int, *, turn: int
+) -> Slice:
     """Rows that stay here need no message: one half is computed under the first message, the other under the last."""
     if num_ranks == 1 or num_chunks == 1:
-        return _by_tokens(count, chunk, num_chunks, distance, num_ranks)
+        return _by_tokens(count, chunk, num_chunks, distance, num_ranks, turn=turn)
     last = num_chunks - 1 if num_chunks > 2 else num_chunks  # with two chunks nothing local is left for the end
     if distance > 0:
-        return _by_tokens(count, chunk - 1, last - 1, distance, num_ranks) if 1 <= chunk < last else Slice(0, 0)
+        inside = 1 <= chunk < last
+        return _by_tokens(count, chunk - 1, last - 1, distance, num_ranks, turn=turn) if inside else Slice(0, 0)
     half = count - count // 2 if num_chunks > 2 else count
     return Slice(0, half) if chunk == 0 else Slice(half, count) if chunk == last else Slice(count, count)

@@ -256,7 +256,7 @@ def _growing(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Points whose times grow with the volume, as a device's must: noise may turn two around."""
     kept: list[tuple[float, float]] = []
     for volume, rate in points:
-        fastest = volume * kept[-1][1] / kept[-1][0] if kept else rate
+        fastest = volume * kept[-1][1] / kept[-1][0] * (1 - 1e-9) if kept else rate
         kept.append((volume, min(rate, fastest)))
     return kept
 

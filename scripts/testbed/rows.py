@@ -59,7 +59,8 @@ class Result:
 
     def json_line(self) -> str:
         """The one line a verb prints last; figures that are not finite become null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), allow_nan=False)
+        labelled = tuple(dataclasses.replace(row, kind=row.kind or self.kind) for row in self.rows)
+        return json.dumps(_finite(dataclasses.asdict(dataclasses.replace(self, rows=labelled))), allow_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     cases: dict[str, list[Case]] = {}
     pages = []
     for name in section.devices:
-        device = _device(name, section.node_gbit)
+        device = _device(section, name)
         budget = _budget(section, device)
         cases[device.name] = [_simulate(section, device, budget, num_ranks) for num_ranks in sorted(section.ranks)]
         rows += [row for case in cases[device.name] for row in _rows(device.name, case)]
@@ -72,12 +72,16 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     )
 
 
-def _device(name: str, node_gbit: float | None) -> Device:
+def _device(section: ClustersSection, name: str) -> Device:
     try:
         device = load_device(name)
     except DeviceError as error:
         raise ConfigError(f"bench.clusters.devices: {error}") from error
-    return device if node_gbit is None else with_node_rate(device, node_gbit)
+    if section.node_gbit is not None:
+        device = with_node_rate(device, section.node_gbit)
+    if section.peer_us is not None:
+        device = with_peer_latency(device, section.peer_us)
+    return device
 
 
 def with_node_rate(device: Device, node_gbit: float) -> Device:
@@ -93,8 +97,23 @@ def with_node_rate(device: Device, node_gbit: float) -> Device:
     return replace(
         device,
         name=f"{device.name}_{node_gbit:g}gbit",
-        origin=f"{device.origin}; {node_gbit:g} Gbit/s of each rank between nodes are assumed",
+        origin=f"{device.origin} Assumed here: {node_gbit:g} Gbit/s of each rank to other nodes.",
         node_message=replace(speed, points=points),
+    )
+
+
+def with_peer_latency(device: Device, peer_us: float) -> Device:
+    """The same device with another latency of large all-to-alls.
+
+    Args:
+        device: Any.
+        peer_us: What each further rank adds.
+    """
+    return replace(
+        device,
+        name=f"{device.name}_{peer_us:g}us",
+        origin=f"{device.origin} Assumed here: each further rank adds {peer_us:g} us to an all-to-all.",
+        peer_us=peer_us,
     )
 
 
@@ -258,8 +277,10 @@ def _section(device: Device, budget: Budget, cases: Sequence[Case]) -> Section:
     )
     return Section(
         title=device.name,
-        note=f"A device that is {device.origin}. Budgets of one layer: {budget.device_bytes:,} bytes on the device, "
-        f"{budget.host_bytes:,} on the host; the frontier keeps to the host's alone.",
+        note=f"{device.origin} Each further rank adds {device.peer_us:g} us to an all-to-all, whose rate depends on "
+        "what a rank sends in all, not on how little of it each peer gets. Budgets of one layer: "
+        f"{budget.device_bytes:,} bytes on the device, {budget.host_bytes:,} on the host; the frontier keeps to the "
+        "host's alone.",
         plots=(
             plots.curves(
                 drawn, title="Frontier of memory and time", x_label="MiB on the device", y_label="ms (simulated)"

@@ -4,7 +4,7 @@ from configs.schema import Config
 from moe_pipeline.plan.device import Device, load_device
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks import moe_paper
-from scripts.testbed.benchmarks.moe_fit import order_violations, simulated_speeds, speed_errors
+from scripts.testbed.benchmarks.moe_fit import Speeds, figure_12, order_violations, simulated_speeds, speed_errors
 from scripts.testbed.benchmarks.moe_paper_layer import CLUSTER
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
@@ -22,15 +22,15 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     """
     device = load_device(CLUSTER)
     curve = {num_tokens: simulated_speeds(num_tokens, device) for num_tokens in GRID}
-    errors = speed_errors(device)
+    found = figure_12(device)
     rows = []
     for num_tokens, printed in moe_paper.SPEED_OVER_ONE_CHUNK.items():
         metric = f"speed_over_one_chunk_{num_tokens}"
-        ours = _named(simulated_speeds(num_tokens, device))
+        ours = _named(found[num_tokens])
         paper = {f"n={num_chunks}": speed for num_chunks, speed in printed.items()}
         rows += [Row(provider=name, metric=metric, unit="x", value=ours[name]) for name in METHODS]
         rows += [
-            Row(provider=f"paper, {name}", metric=metric, unit="x", value=speed, kind="paper")
+            Row(provider=f"{name}, paper", metric=metric, unit="x", value=speed, kind="paper")
             for name, speed in paper.items()
         ]
     chosen = {num_tokens: choice(speeds) for num_tokens, speeds in curve.items()}
@@ -39,16 +39,18 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         for num_tokens, num_chunks in chosen.items()
     ]
     summary: dict[str, float | int | str | None] = {
-        "max_error": max(map(abs, errors.values())),
-        "optimum_matches": sum(violation == 0 for violation in order_violations(device).values()),
+        "max_error": max(map(abs, speed_errors(found).values())),
+        "optimum_matches": sum(violation == 0 for violation in order_violations(found).values()),
         "optimum_cases": len(moe_paper.SPEED_OVER_ONE_CHUNK),
         "two_chunks_up_to_tokens": max((b for b, n in chosen.items() if n <= 2), default=None),
         "four_chunks_up_to_tokens": max((b for b, n in chosen.items() if n <= 4), default=None),
     }
-    return launch.Outcome(kind="simulated", rows=tuple(rows), summary=summary, sections=(_section(device, curve),))
+    return launch.Outcome(
+        kind="simulated", rows=tuple(rows), summary=summary, sections=(_section(device, found, curve),)
+    )
 
 
-def choice(speeds: dict[int, float]) -> int:
+def choice(speeds: Speeds) -> int:
     """The fastest number of chunks, the smaller of equals.
 
     Args:
@@ -57,16 +59,16 @@ def choice(speeds: dict[int, float]) -> int:
     return min(speeds, key=lambda num_chunks: (-speeds[num_chunks], num_chunks))
 
 
-def _named(speeds: dict[int, float]) -> dict[str, float]:
+def _named(speeds: Speeds) -> dict[str, float]:
     return {f"n={num_chunks}": speed for num_chunks, speed in speeds.items()} | {"adaptive": max(speeds.values())}
 
 
-def _section(device: Device, curve: dict[int, dict[int, float]]) -> Section:
+def _section(device: Device, found: dict[int, Speeds], curve: dict[int, Speeds]) -> Section:
     grid = [num_tokens / moe_paper.K for num_tokens in curve]
     lines = {f"n={n}": (grid, [speeds[n] for speeds in curve.values()]) for n in (2, 4, 8)}
     batches = [num_tokens / moe_paper.K for num_tokens in moe_paper.SPEED_OVER_ONE_CHUNK]
     printed = {
-        f"paper, n={n}": (batches, [speeds[n] for speeds in moe_paper.SPEED_OVER_ONE_CHUNK.values()]) for n in (2, 4, 8)
+        f"n={n}, paper": (batches, [speeds[n] for speeds in moe_paper.SPEED_OVER_ONE_CHUNK.values()]) for n in (2, 4, 8)
     }
     chosen = {"fastest": (grid, [float(choice(speeds)) for speeds in curve.values()])}
     return Section(
@@ -83,7 +85,7 @@ def _section(device: Device, curve: dict[int, dict[int, float]]) -> Section:
         table=Table(
             headers=("B", "n", "Ours", "Paper"),
             rows=tuple(
-                (str(num_tokens), str(n), f"{simulated_speeds(num_tokens, device)[n]:.3f}", f"{speed:.3f}")
+                (str(num_tokens), str(n), f"{found[num_tokens][n]:.3f}", f"{speed:.3f}")
                 for num_tokens, printed_speeds in moe_paper.SPEED_OVER_ONE_CHUNK.items()
                 for n, speed in printed_speeds.items()
             ),

@@ -106,10 +106,19 @@ def test_chunks_of_ranks_meet_one_rank_each(counts: Counts) -> None:
 def test_an_example_by_hand() -> None:
     cut = partition(((5,), (2,)), ((5,), (7,)), num_chunks=2)
     assert cut.sent == (((Slice(0, 2),), (Slice(0, 1),)), ((Slice(2, 5),), (Slice(1, 2),)))
-    assert cut.received == (((2,), (3,)), ((3,), (4,)))
+    assert cut.received == (((2,), (4,)), ((3,), (3,)))
     assert [cut.sent_rows(chunk) for chunk in (0, 1)] == [[2, 1], [3, 1]]
-    assert [cut.expert_rows(chunk) for chunk in (0, 1)] == [(5,), (7,)]
-    assert (cut.max_sent_rows, cut.max_received_rows) == (4, 7)
+    assert [cut.expert_rows(chunk) for chunk in (0, 1)] == [(6,), (6,)]
+    assert (cut.max_sent_rows, cut.max_received_rows) == (4, 6)
+
+
+def test_few_rows_for_each_of_many_still_make_equal_chunks() -> None:
+    """One row from each of eight ranks, in four chunks: two rows a chunk, not all in the last."""
+    cut = partition(((1,),) * 8, ((1,),) * 8, num_chunks=4)
+    assert [sum(cut.sent_rows(chunk)) for chunk in range(4)] == [2, 2, 2, 2]
+    assert [sum(cut.received_rows(chunk)) for chunk in range(4)] == [2, 2, 2, 2]
+    alone = partition(((3,) * 6,), ((3,) * 6,), num_chunks=2)
+    assert [sum(alone.sent_rows(chunk)) for chunk in range(2)] == [9, 9]
 
 
 @pytest.mark.parametrize("num_chunks", [1, 3])

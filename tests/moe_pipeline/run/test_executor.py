@@ -1,11 +1,16 @@
 """Operations run in the schedule's order, and a message is waited for when the first that needs it comes."""
 
+import copy
 from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
+from closeness import assert_all_close
 
+from moe_pipeline import FeedForwardExperts, Gate, GateConfig, MoELayer, PipelineConfig
+from moe_pipeline.config import Restore
+from moe_pipeline.layer import recorded
 from moe_pipeline.plan.schedule import Op, Schedule, Stage, backward_schedule, forward_schedule
 from moe_pipeline.plan.strategy import ring_depths, strategy
 from moe_pipeline.run.buffers import Workspace
@@ -109,3 +114,39 @@ def test_every_schedule_runs_in_order_and_waits_no_sooner_than_it_must() -> None
 )
 def test_nothing_runs_after_an_error(failing: str, log: str) -> None:
     assert " ".join(_run(SMALL, failing=failing)) == log
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("restore", ["none", "S1", "S2", "S3", "S4"])
+@pytest.mark.parametrize("num_chunks", [1, 3])
+def test_a_gpu_computes_what_a_cpu_does(restore: Restore, num_chunks: int) -> None:
+    """Every stream of the schedule is a CUDA stream here; a missing wait shows as wrong numbers."""
+    torch.manual_seed(0)
+    gate = Gate(GateConfig(num_experts=3, top_k=2), 32)
+    layer = MoELayer(gate, FeedForwardExperts(3, 32, 64, activation="silu", gated=True), pipeline=PipelineConfig())
+    x_TM = torch.randn(257, 32)
+    reference, truth = _step(layer, x_TM), _step(copy.deepcopy(layer).double(), x_TM.double())
+    layer.pipeline = PipelineConfig(num_chunks=num_chunks, restore=restore)
+    on_gpu = _step(copy.deepcopy(layer).cuda(), x_TM.cuda())
+    assert_all_close({name: value.cpu() for name, value in on_gpu.items()}, reference, truth)
+
+
+@pytest.mark.gpu
+def test_a_gpu_records_every_operation_on_its_stream() -> None:
+    gate = Gate(GateConfig(num_experts=3, top_k=1, normalize=False), 32)
+    experts = FeedForwardExperts(3, 32, 64, activation="relu")
+    layer = MoELayer(gate, experts, pipeline=PipelineConfig(num_chunks=4)).cuda()
+    with recorded(layer) as recorder:
+        _step(layer, torch.randn(64, 32, device="cuda"))
+    spans = recorder.timeline().spans
+    assert {str(span.op) for span in spans if not span.backward} >= {f"up{chunk}" for chunk in range(1, 5)}
+    assert all(span.stop_us >= span.start_us for span in spans)
+
+
+def _step(layer: MoELayer, x_TM: torch.Tensor) -> dict[str, torch.Tensor]:
+    layer.zero_grad()
+    x_TM = x_TM.clone().requires_grad_()
+    y_TM, _ = layer(x_TM)
+    y_TM.square().sum().backward()
+    grads = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
+    return {"y": y_TM.detach(), "x": x_TM.grad, **grads}  # type: ignore[dict-item]

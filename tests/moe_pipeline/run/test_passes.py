@@ -142,7 +142,7 @@ def test_experts_are_told_the_largest_chunk_and_what_is_needed(restore: str) -> 
     x_TM = torch.randn(6, WIDTH)
     _, experts = _passes(x_TM, x_TM, assignment, PipelineConfig(num_chunks=3, restore=restore))  # type: ignore[arg-type]
     counts = expert_counts(assignment, num_experts=NUM_EXPERTS)
-    largest = max(sum(count * (c + 1) // 3 - count * c // 3 for count in counts) for c in range(3))
+    largest = partition((counts,), (counts,), num_chunks=3).max_received_rows
     rings = [f"forward rings for {largest}", f"backward rings for {largest}"] if restore != "none" else []
     assert experts.log == [*rings, "needs [True]"]
 

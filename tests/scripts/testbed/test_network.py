@@ -1,5 +1,6 @@
 """Networks are taken down whatever happens, and their links carry what they are said to."""
 
+import math
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts.testbed import network
-from scripts.testbed.network import Host, NetworkError, shaped_hosts, unavailable
+from scripts.testbed.network import Host, NetworkError, set_rate, shaped_hosts, unavailable
 from scripts.testbed.rows import REPOSITORY
 
 REASON = unavailable()
@@ -86,6 +87,11 @@ class TestWithoutNamespaces:
         with pytest.raises(ValueError, match="rate_mbit: got"), shaped_hosts(1, rate_mbit=rate_mbit):
             pass
 
+    @pytest.mark.parametrize("rate_mbit", [-1.0, math.inf, math.nan])
+    def test_refuses_to_change_to_a_rate(self, rate_mbit: float) -> None:
+        with pytest.raises(ValueError, match="rate_mbit: got"):
+            set_rate((), rate_mbit)
+
     def test_says_what_is_missing_and_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "linux")
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -130,6 +136,18 @@ class TestNetworks:
         with shaped_hosts(2, rate_mbit=rate_mbit) as (sender, receiver):
             seconds = transfer_seconds(sender, receiver, num_bytes)
         assert 8 * num_bytes / seconds < 1.3 * rate_mbit * 1e6
+
+    def test_a_rate_changes_under_way_at_both_ends_of_every_link(self) -> None:
+        with shaped_hosts(2, rate_mbit=100) as hosts:
+            for rate_mbit, expected in ((40.0, "tbf .* rate 40Mbit"), (0.0, "pfifo"), (7.0, "tbf .* rate 7Mbit")):
+                set_rate(hosts, rate_mbit)
+                switch = hosts[0].namespace.rpartition("-")[0] + "-sw"
+                for namespace, interface in ((hosts[1].namespace, "link0"), (switch, "port1")):
+                    shown = subprocess.run(
+                        ["tc", "-n", namespace, "qdisc", "show", "dev", interface],
+                        capture_output=True, text=True, check=True,
+                    ).stdout  # fmt: skip
+                    assert re.search(expected, shown), shown
 
     def test_is_taken_down_after_an_exception_with_what_runs_inside(self) -> None:
         with pytest.raises(ZeroDivisionError), shaped_hosts(2, rate_mbit=10.0) as hosts:  # noqa: PT012

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -33,8 +34,16 @@ def test_the_json_line_is_one_line_with_the_promised_keys() -> None:
     assert {"experiment", "kind", "rows", "summary", "commit", "device", "versions"} <= content.keys()
     assert content["rows"][0] == {
         "provider": "moe", "metric": "bleu", "unit": "sacreBLEU", "value": 1.5, "low": None, "high": None,
+        "kind": "measured",
     }  # fmt: skip
     assert content["summary"]["nothing"] is None
+
+
+def test_a_row_of_another_kind_says_so() -> None:
+    printed = Row(provider="moe, paper", metric="bleu", unit="sacreBLEU", value=2.0, kind="paper")
+    found = dataclasses.replace(result(), rows=(*result().rows, printed))
+    assert [row.kind for row in rows.recorded(found)] == ["measured", "measured", "paper"]
+    assert [row["kind"] for row in json.loads(found.json_line())["rows"]] == ["measured", "measured", "paper"]
 
 
 def test_rows_survive_a_file_exactly(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from scripts.testbed.benchmarks.moe_clusters import (
     hidable_up_to_ranks,
     layer_shape,
     with_node_rate,
+    with_peer_latency,
 )
 from scripts.testbed.launch import Outcome, Run, compose
 from tests.moe_pipeline.machine import machine
@@ -113,11 +114,24 @@ def test_the_link_between_nodes_can_be_another(simulate: Callable[..., Outcome])
     assert better["step_time_4"] == own["step_time_4"] == worse["step_time_4"], "one node has no link between nodes"
 
 
+def test_every_rank_may_add_latency(simulate: Callable[..., Outcome]) -> None:
+    own, slower = (
+        _figures(outcome, next(row.provider for row in outcome.rows))
+        for outcome in (simulate(), simulate("bench.clusters.peer_us=100"))
+    )
+    assert slower["step_time_1"] == own["step_time_1"]
+    assert slower["step_time_32"] > own["step_time_32"]
+    changed = with_peer_latency(CLUSTER, 100.0)
+    assert (changed.name, changed.peer_us) == ("lab_100us", 100.0)
+    assert replace(changed, name="lab", origin=CLUSTER.origin, peer_us=CLUSTER.peer_us) == CLUSTER
+
+
 def test_another_link_keeps_the_shape_of_the_files_curve() -> None:
     changed = with_node_rate(CLUSTER, 16.0)
     assert changed.node_message == Speed(8.0, ((1e3, 4e8), (1e6, 2e9)))  # 16 Gbit/s are 2e9 bytes/s
     assert changed.name == "lab_16gbit"
     assert "16 Gbit/s" in changed.origin
+    assert changed.origin.startswith(CLUSTER.origin)
     assert replace(changed, name="lab", origin=CLUSTER.origin, node_message=CLUSTER.node_message) == CLUSTER
 
 
@@ -187,6 +201,7 @@ def test_a_model_of_the_paper_has_its_sizes() -> None:
         ("ranks=[0]", r"bench\.clusters: ranks: got \[0\], accepts"),
         ("devices=[]", r"bench\.clusters: devices: got an empty list, accepts"),
         ("node_gbit=0", r"bench\.clusters: node_gbit: got 0\.0, accepts a number above 0, or null"),
+        ("peer_us=-1", r"bench\.clusters: peer_us: got -1\.0, accepts 0 or more"),
         ("model=GPT-4", r"bench\.clusters\.model: got 'GPT-4' .*MoE-GPT3-S"),
     ],
 )
