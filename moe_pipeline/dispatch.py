@@ -74,7 +74,7 @@ def apply_experts(
     clock = None
     if adaptive is not None:
         shape = _layer_shape(experts, x_TM.shape[1], dtype, num_experts=num_experts, num_ranks=size, top_k=top_k)
-        pipeline = adaptive.choose(notes, shape, timed=keep, ranks=ranks, device=x_TM.device)
+        pipeline = adaptive.choose(notes, shape, timed=keep, ranks=ranks, dtype=dtype, device=x_TM.device)
         adaptive.received(sum(map(sum, received)))
         clock = adaptive.clock(x_TM.device) if keep else None
         agreed = replace(agreed, num_chunks=pipeline.fixed_chunks, restore=pipeline.fixed_restore)

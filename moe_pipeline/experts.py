@@ -55,7 +55,7 @@ class GroupedLinear(nn.Module):
         if len(counts) != self.num_experts or sum(counts) != len(rows_RI):
             raise ValueError(
                 f"counts: got {counts} for {len(rows_RI)} rows; accepted are {self.num_experts} numbers that sum to "
-                "the rows: pass Routing.counts with the rows that `dispatch` made from it"
+                "the rows: pass rows sorted by expert, and how many each expert has"
             )
         device_type = rows_RI.device.type
         autocast = torch.is_autocast_enabled(device_type)

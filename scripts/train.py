@@ -9,7 +9,7 @@ import torch
 
 from configs.schema import Config
 from moe_pipeline.parallel import gather_state
-from scripts.testbed import checkpoints, experts, history, launch, one_process, threads
+from scripts.testbed import checkpoints, chosen_plans, experts, history, launch, one_process, threads
 from scripts.testbed.quartet import build as build_model
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
@@ -99,7 +99,11 @@ def fit(config: Config, task: Task, folder: Path, *, provider: str) -> Fit:
     return Fit(
         evaluation=evaluation,
         rows=(*history.rows(curves, provider), *experts.rows(measures, provider)),
-        sections=(*history.sections(curves), *experts.sections(start, measures)),
+        sections=(
+            *history.sections(curves),
+            *experts.sections(start, measures),
+            *chosen_plans.sections(model.network),
+        ),
         summary={**history.summary(curves), **experts.summary(measures)},
         losses=curves.points.get("loss", ((), ())),
     )
@@ -125,7 +129,8 @@ def methods(config: Config) -> Section:
 
 def _spread(config: Config) -> str:
     ranks, chunks = config.moe.expert_ranks, config.moe.pipeline.num_chunks
-    return "" if ranks == 1 else f", spread over {ranks} ranks, in {chunks} chunks"
+    count = "as many chunks as each layer finds best" if chunks == "auto" else f"{chunks} chunks"
+    return "" if ranks == 1 else f", spread over {ranks} ranks, in {count}"
 
 
 def _omoe(config: Config) -> str:

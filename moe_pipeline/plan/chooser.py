@@ -38,6 +38,23 @@ class Situation:
     """Whether the call will run backward, so that its time counts."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is known of one range of batches.
+
+    Source: not in the paper.
+    """
+
+    tokens: int
+    """The largest number of tokens of the range."""
+    restore: Restore
+    num_chunks: int
+    measured_us: float | None
+    """A step of the slowest rank; None where it was taken over from a neighbouring range and not yet timed."""
+    predicted_us: float | None
+    """The same by the simulator; None without a device file."""
+
+
 class Chooser:
     """The choices of one layer.
 
@@ -118,6 +135,24 @@ class Chooser:
             tokens, restore, num_chunks = self._last
             self._searches[restore].observe(tokens, num_chunks, step_us)
         self._last = None
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What every finished search knows, strategy by strategy and batch by batch; not in the paper."""
+        found = []
+        for restore, search in self._searches.items():
+            for key, (num_chunks, measured_us) in search.finished().items():
+                own = [] if self._device is None else self._predicted(key)
+                same = [one.predicted_us for one in own if (one.num_chunks, one.restore) == (num_chunks, restore)]
+                found.append(
+                    Finding(
+                        tokens=key,
+                        restore=restore,
+                        num_chunks=num_chunks,
+                        measured_us=measured_us,
+                        predicted_us=same[0] if same else None,
+                    )
+                )
+        return tuple(found)
 
     def _restore(self, tokens: int, fitting: dict[Restore, tuple[int, ...]]) -> Restore:
         """The strategy: none where it fits, for all others do more; else each is searched, and then the fastest."""

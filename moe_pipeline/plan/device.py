@@ -131,6 +131,8 @@ class Device:
     interference: Interference
     one_thread: bool
     """Whether the thread that computes also copies, issues and waits, as on a CPU."""
+    issue_us: float
+    """What issuing an operation costs that thread; streams of a GPU are filled ahead."""
     messages_at_once: int
     """All-to-alls that share the link when several are under way; 1 where they queue."""
     memory_bytes: int

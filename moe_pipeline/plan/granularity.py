@@ -149,6 +149,14 @@ class Granularity:
         case = self._cases.get(bucket(tokens), _Case())
         return None if case.chosen is None or case.reference_us is None else (case.chosen, case.reference_us)
 
+    def finished(self) -> dict[int, tuple[int, float | None]]:
+        """Every bucket whose search is over, with its n and, once timed, its time; not in the paper."""
+        return {
+            key: (case.chosen, case.reference_us)
+            for key, case in sorted(self._cases.items())
+            if case.chosen is not None
+        }
+
     def _settle(self, key: int, case: _Case, counts: list[int]) -> None:
         """End a search that has nothing left to try."""
         between = self._between(key, counts)
@@ -231,9 +239,8 @@ class Granularity:
         Source: not in the paper.
         """
         return {
-            str(key): {"num_chunks": case.chosen, "reference_us": case.reference_us}
-            for key, case in sorted(self._cases.items())
-            if case.chosen is not None
+            str(key): {"num_chunks": num_chunks, "reference_us": reference_us}
+            for key, (num_chunks, reference_us) in self.finished().items()
         }
 
     def restore(self, state: dict[str, Any]) -> None:

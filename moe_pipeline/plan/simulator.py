@@ -44,13 +44,28 @@ def simulate(plan: CallPlan, shape: LayerShape, device: Device, *, rank: int = 0
     now_us = device.outside.time_us(shape.tokens * shape.top_k)
     spans: list[Span] = []
     for backward, schedule in ((False, plan.forward), (True, plan.backward)):
-        times_us = [work.of(op).time_us(device, shape.num_ranks) for op in schedule.ops]
+        times_us = _alone_us(schedule, work, shape, device)
         for op, (start_us, stop_us) in zip(schedule.ops, run_schedule(schedule, times_us, device), strict=True):
             spans.append(
                 Span(layer=plan.layer, backward=backward, op=op, start_us=now_us + start_us, stop_us=now_us + stop_us)
             )
         now_us = max((span.stop_us for span in spans), default=now_us)
     return Timeline(tuple(spans))
+
+
+def _alone_us(schedule: Schedule, work: CallWork, shape: LayerShape, device: Device) -> list[float]:
+    """Every operation's time when nothing runs beside it.
+
+    Where one thread issues all, what that costs for a message holds up the next operation that the thread computes.
+    """
+    times_us, issuing_us = [], 0.0
+    for op in schedule.ops:
+        time_us = work.of(op).time_us(device, shape.num_ranks)
+        issuing_us += device.issue_us if device.one_thread else 0.0
+        if op.stream != "comm":
+            time_us, issuing_us = time_us + issuing_us, 0.0
+        times_us.append(time_us)
+    return times_us
 
 
 def step_us(plan: CallPlan, shape: LayerShape, device: Device, *, rank: int = 0) -> float:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from moe_pipeline.config import PipelineConfig
-from moe_pipeline.plan.chooser import Chooser, Situation
+from moe_pipeline.plan.chooser import Chooser, Finding, Situation
 from moe_pipeline.plan.ledger import LayerShape
 from moe_pipeline.run.choices import Choices
 from moe_pipeline.run.comm import RankError
@@ -87,6 +87,10 @@ class Adaptive:
         """Steps that tried what was not known to be the best; not in the paper."""
         return 0 if self._chooser is None else self._chooser.trial_steps
 
+    def findings(self) -> tuple[Finding, ...]:
+        """What is known so far, measured beside predicted; not in the paper."""
+        return () if self._chooser is None else self._chooser.findings()
+
     def notes(self, tokens: int) -> list[int]:
         """What this rank tells the others before a call.
 
@@ -109,6 +113,7 @@ class Adaptive:
         *,
         timed: bool,
         ranks: ExpertRanks | None,
+        dtype: torch.dtype,
         device: torch.device,
     ) -> PipelineConfig:
         """Chunk count and strategy of a call, the same on every rank.
@@ -118,7 +123,8 @@ class Adaptive:
             shape: The layer; its number of tokens does not matter.
             timed: Whether backward will come.
             ranks: Who decides together.
-            device: Where the layer computes.
+            dtype: What the layer computes in.
+            device: Where.
 
         Returns:
             Settings with nothing left open.
@@ -137,7 +143,7 @@ class Adaptive:
             )
         if self._chooser is None:
             self._chooser = Chooser(self._pipeline, shape)
-            self._choices = Choices.of(self._pipeline, shape, device)
+            self._choices = Choices.of(self._pipeline, shape, dtype=dtype, device=device)
             self._choices.restore(self._chooser, ranks, device)
         elif self._choices is not None:
             self._chooser.observe(max(step_us))

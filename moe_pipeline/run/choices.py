@@ -43,12 +43,13 @@ class Choices:
         self._kept: dict[str, Any] = {}
 
     @classmethod
-    def of(cls, pipeline: PipelineConfig, shape: LayerShape, device: torch.device) -> "Choices":
+    def of(cls, pipeline: PipelineConfig, shape: LayerShape, *, dtype: torch.dtype, device: torch.device) -> "Choices":
         """The file for a layer.
 
         Args:
             pipeline: Its settings; `cache_folder` says where files lie.
             shape: Its sizes, whatever its number of tokens.
+            dtype: What it computes in.
             device: Where it computes.
 
         Source: not in the paper.
@@ -59,7 +60,13 @@ class Choices:
             if name in ("num_chunks", "restore", "split", "device_budget_bytes", "host_budget_bytes")
         }
         sizes = {name: value for name, value in asdict(shape).items() if name != "tokens"}
-        key = {"version": VERSION, "layer": sizes, "settings": settings, "machine": _machine(device)}
+        key = {
+            "version": VERSION,
+            "layer": sizes,
+            "dtype": str(dtype),
+            "settings": settings,
+            "machine": _machine(device),
+        }
         if pipeline.cache_folder is None:
             return cls(None, key)
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]

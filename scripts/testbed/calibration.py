@@ -9,7 +9,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch.distributed as dist
 
 from moe_pipeline import PipelineConfig
 from moe_pipeline.layer import recorded
+from moe_pipeline.plan.call import plan_call
 from moe_pipeline.plan.device import Device, Interference, Speed, interference
+from moe_pipeline.plan.partition import partition
 from moe_pipeline.run.ranks import expert_ranks
 from scripts.testbed.benchmarks.own_layer import own_layer, step
 from scripts.testbed.network import Host
@@ -28,9 +30,11 @@ from scripts.testbed.ranks import run_ranks
 KIB = 1024
 PRODUCT_ROWS = (32, 128, 512, 2048)
 ROWS_BYTES = tuple(KIB * 4**power for power in range(4, 9))  # 256 KiB to 64 MiB
+COPIED_BYTES = 4 * 1024 * KIB
 MESSAGE_BYTES = tuple(KIB * 4**power for power in range(2, 8))  # 16 KiB to 16 MiB
 OUTSIDE_TOKENS = (256, 1024, 4096)
-BUSY_S = 0.3  # how long a stream is kept busy while another is timed
+TINY, MANY_CHUNKS = 8, 8  # sizes of a layer whose operations take no time but that to issue them
+BUSY_S = 0.15  # how long a stream is kept busy while another is timed
 GLOO_THREADS = 2  # of a process group, by torch's own default: so many messages are under way at once
 
 
@@ -75,6 +79,7 @@ def calibrate(
         peer_us=0.0,
         interference=_interference(found["interference"]),
         one_thread=True,
+        issue_us=found["issue_us"],
         messages_at_once=GLOO_THREADS,
         memory_bytes=found["memory_bytes"],
         host_bytes=found["memory_bytes"],
@@ -100,6 +105,7 @@ def measure(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, An
         "message": _messages(num_ranks, repeats),
         "copy": _copies(repeats),
         "outside": _outside(sizes, repeats),
+        "issue_us": _issuing_us(sizes, num_ranks, repeats),
         "interference": _beside_messages(sizes, num_ranks, repeats),
         "memory_bytes": _memory_bytes(),
     }
@@ -185,18 +191,32 @@ def _outside(sizes: MoESizes, repeats: int) -> dict[str, Any]:
     return {"latency_us": max(0.0, times_us[0] - slope_us * rows[0]), "points": [(float(rows[0]), 1e6 / slope_us)]}
 
 
+def _issuing_us(sizes: MoESizes, num_ranks: int, repeats: int) -> float:
+    """What one more operation costs a step of a layer that has next to nothing to compute."""
+    experts = sizes.num_experts // num_ranks
+    tiny = replace(sizes, num_experts=experts, top_k=1, d_model=TINY, d_hidden=TINY)
+    data = torch.randn(2, TINY * MANY_CHUNKS * experts, TINY)
+    times_s, operations = [], []
+    for num_chunks in (1, MANY_CHUNKS):
+        config = PipelineConfig(num_chunks=num_chunks)
+        layer = own_layer(tiny, seed=0, pipeline=config)
+        times_s.append(_median_s(functools.partial(step, layer, *data), 3 * repeats))
+        plan = plan_call("issuing", config, partition(((1,),), ((1,),), num_chunks=num_chunks))
+        operations.append(len(plan.forward.ops) + len(plan.backward.ops))
+    return max(0.0, 1e6 * (times_s[1] - times_s[0]) / (operations[1] - operations[0]))
+
+
 def _beside_messages(sizes: MoESizes, num_ranks: int, repeats: int) -> dict[str, float]:
     """Relative speeds of compute, of copies and of messages while both streams are busy."""
-    product = _product_of(sizes)
-    copy_from = torch.ones(MESSAGE_BYTES[-1], dtype=torch.uint8)
+    copy_from = torch.ones(COPIED_BYTES, dtype=torch.uint8)
     copy_to = torch.empty_like(copy_from)
+    send = _Message(_busy_bytes(num_ranks, repeats), num_ranks)
     found = {}
-    for name, work in (("compute", product), ("copy", functools.partial(copy_to.copy_, copy_from))):
-        alone_s = _median_s(work, repeats)
-        send = _Message(_busy_bytes(num_ranks, repeats), num_ranks)
-        message_alone_s = _median_s(send.send, 3, together=True)
-        message_s, work_s = [], []
-        for _ in range(3):
+    for name, work in (("compute", _product_of(sizes)), ("copy", functools.partial(copy_to.copy_, copy_from))):
+        work_alone_s = _median_s(work, repeats)
+        alone_s, beside_s, work_s = [], [], []
+        for _ in range(repeats):
+            alone_s.append(_median_s(send.send, 1, together=True))
             dist.barrier()
             start_ns, message = time.perf_counter_ns(), send.start()
             while not message.is_completed():
@@ -204,9 +224,9 @@ def _beside_messages(sizes: MoESizes, num_ranks: int, repeats: int) -> dict[str,
                 work()
                 work_s.append((time.perf_counter_ns() - work_start_ns) / 1e9)
             message.wait()
-            message_s.append((time.perf_counter_ns() - start_ns) / 1e9)
-        found[f"{name}_beside_comm"] = alone_s / max(alone_s, statistics.median(work_s))
-        found[f"comm_beside_{name}"] = message_alone_s / max(message_alone_s, statistics.median(message_s))
+            beside_s.append((time.perf_counter_ns() - start_ns) / 1e9)
+        found[f"{name}_beside_comm"] = min(1.0, work_alone_s / statistics.mean(work_s or [work_alone_s]))
+        found[f"comm_beside_{name}"] = min(1.0, statistics.median(alone_s) / statistics.median(beside_s))
     return found
 
 

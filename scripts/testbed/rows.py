@@ -86,6 +86,21 @@ class RecordedRow:
 FIELDS = tuple(field.name for field in dataclasses.fields(RecordedRow))
 
 
+def headlines(provider: str, summary: Mapping[str, float | int | str | None]) -> list[Row]:
+    """A summary's fractions and counts as rows, so that tables can show them.
+
+    Args:
+        provider: Whose figures they are.
+        summary: Name -> figure; text and what is missing is left out.
+    """
+    rows = []
+    for name, value in summary.items():
+        if isinstance(value, float | int):
+            unit = "%" if name.endswith("_percent") else "ratio" if isinstance(value, float) else "count"
+            rows.append(Row(provider=provider, metric=name, unit=unit, value=float(value)))
+    return rows
+
+
 def recorded(result: Result) -> list[RecordedRow]:
     """The rows of a result with its provenance on each."""
     provenance: dict[str, Any] = {

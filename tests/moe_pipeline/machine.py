@@ -33,6 +33,7 @@ def machine(**changes: object) -> Device:
         outside=NOTHING,
         interference=interference(alphas()),
         one_thread=False,
+        issue_us=0.0,
         messages_at_once=1,
         memory_bytes=2**34,
         host_bytes=2**36,

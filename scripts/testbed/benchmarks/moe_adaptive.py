@@ -27,7 +27,7 @@ from scripts.testbed.network import Host, NetworkError, set_rate, shaped_hosts
 from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 logger = logging.getLogger(__name__)
 
@@ -227,12 +227,7 @@ def _rows(visits: Sequence[Visit], summary: dict[str, float | int | str | None])
         rows.append(Row(provider="adaptive", metric=metric, unit="us", value=statistics.median(own)))
         rows.append(Row(provider="oracle", metric=metric, unit="us", value=time_us))
         rows.append(Row(provider="oracle", metric=f"chunks_{link}_{tokens}", unit="chunks", value=float(best)))
-    rows += [
-        Row(provider="adaptive", metric=name, unit="ratio" if isinstance(value, float) else "count", value=float(value))
-        for name, value in summary.items()
-        if isinstance(value, float | int)
-    ]
-    return rows
+    return [*rows, *headlines("adaptive", summary)]
 
 
 def _of(visits: Sequence[Visit], link: str, tokens: int) -> list[Visit]:

@@ -10,7 +10,7 @@ from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks import moe_equations, moe_paper
 from scripts.testbed.benchmarks.moe_paper_layer import account, paper_shape, pipelined
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 CHUNKS = (2, 4, 8)
 STRATEGIES: tuple[Restore, ...] = ("S1", "S2", "S3", "S4")
@@ -60,6 +60,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
             of_own = [bar.ledger[name] / bar.equation_6 for bar in own]
             summary[f"achieved_of_own_{name.lower()}_n{num_chunks}"] = statistics.mean(of_own)
         summary[f"paper_achieved_n{num_chunks}"] = statistics.mean(moe_paper.ACHIEVED_OVER_THEORY[num_chunks])
+    rows += headlines("moe_pipeline", summary)
     return launch.Outcome(kind="simulated", rows=tuple(rows), summary=summary, sections=(_section(found),))
 
 

@@ -11,7 +11,7 @@ from scripts.testbed.benchmarks import moe_equations, moe_paper
 from scripts.testbed.benchmarks.moe_fit import figure_12, speed_errors
 from scripts.testbed.benchmarks.moe_paper_layer import CLUSTER, best_chunks, paper_shape, pipelined, sides, time_us
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 MODEL = "MoE-GPT3-XL"
 MB = 2**20
@@ -43,6 +43,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         for num_tokens, point in zip(moe_paper.MEMORY_TIME_TOKENS, own, strict=True)
         for axis, (metric, unit) in enumerate((("memory", "MB"), ("time_per_token", "of PipeMoE at 16k")))
     ]
+    rows += headlines("moe_pipeline", summary)
     return launch.Outcome(
         kind="simulated", rows=tuple(rows), summary=summary, sections=(_section(device, found, printed),)
     )

@@ -7,7 +7,7 @@ from scripts.testbed.benchmarks import moe_paper
 from scripts.testbed.benchmarks.moe_fit import Speeds, figure_12, order_violations, simulated_speeds, speed_errors
 from scripts.testbed.benchmarks.moe_paper_layer import CLUSTER
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 GRID = tuple(range(1 * moe_paper.K, 33 * moe_paper.K, moe_paper.K))
 METHODS = ("n=2", "n=4", "n=8", "adaptive")
@@ -45,6 +45,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         "two_chunks_up_to_tokens": max((b for b, n in chosen.items() if n <= 2), default=None),
         "four_chunks_up_to_tokens": max((b for b, n in chosen.items() if n <= 4), default=None),
     }
+    rows += headlines("moe_pipeline", summary)
     return launch.Outcome(
         kind="simulated", rows=tuple(rows), summary=summary, sections=(_section(device, found, curve),)
     )

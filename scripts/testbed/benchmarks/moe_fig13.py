@@ -15,7 +15,7 @@ from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks import moe_paper
 from scripts.testbed.benchmarks.moe_paper_layer import CLUSTER, best_chunks, paper_shape, pipelined, time_us
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 MODEL = "MoE-GPT3-XL"
 STRATEGIES: tuple[Restore, ...] = ("S1", "S2", "S3", "S4")
@@ -69,7 +69,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     }
     return launch.Outcome(
         kind="simulated",
-        rows=tuple(row for case in found for row in _rows(case)),
+        rows=(*(row for case in found for row in _rows(case)), *headlines("moe_pipeline", summary)),
         summary=summary,
         sections=(_section(device, found), _sensitivity(device)),
     )

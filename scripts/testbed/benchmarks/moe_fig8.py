@@ -23,7 +23,7 @@ from scripts.testbed.benchmarks.moe_paper_layer import (
     without_tensor_cores,
 )
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 FASTER_FLOPS = 85e12
 FASTER = "PipeMoE n=1, faster products"
@@ -58,6 +58,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         for name, values in table.items()
         for (model, tokens), value in zip(moe_paper.POINTS, values, strict=True)
     ]
+    rows += headlines("moe_pipeline", summary)
     return launch.Outcome(kind="simulated", rows=tuple(rows), summary=summary, sections=(_section(device, found),))
 
 

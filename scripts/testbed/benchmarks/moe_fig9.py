@@ -13,7 +13,7 @@ from scripts.testbed.benchmarks.moe_paper_layer import (
     pipelined,
 )
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 METHODS = tuple(moe_paper.MEMORY_OVER_FASTMOE)
 SINGLE = "MPipeMoE, single buffers"
@@ -53,6 +53,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         for name in METHODS
         for index, (model, num_tokens) in enumerate(moe_paper.POINTS)
     ]
+    rows += headlines("moe_pipeline", summary)
     return launch.Outcome(kind="simulated", rows=tuple(rows), summary=summary, sections=(_section(tables),))
 
 

@@ -84,6 +84,7 @@ def cluster(unknowns: Unknowns) -> Device:
             }
         ),
         one_thread=False,
+        issue_us=0.0,
         messages_at_once=1,
         memory_bytes=40 * 10**9,
         host_bytes=1900 * 2**30 // 8,

@@ -29,7 +29,7 @@ from scripts.testbed.benchmarks.moe_paper_layer import (
     without_tensor_cores,
 )
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 SECOND_CLUSTER = "v100_ib56"
 SECOND_RANKS = 16
@@ -76,7 +76,9 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         ),
     }
     sections = (_breakdown_section(second, found, reached), _scaling_section(scaled, slowed))
-    return launch.Outcome(kind="simulated", rows=(*rows, paper), summary=summary, sections=sections)
+    return launch.Outcome(
+        kind="simulated", rows=(*rows, paper, *headlines("moe_pipeline", summary)), summary=summary, sections=sections
+    )
 
 
 def breakdown(shape: LayerShape, device: Device) -> Breakdown:

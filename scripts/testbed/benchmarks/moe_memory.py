@@ -29,7 +29,7 @@ from scripts.testbed.live_bytes import peak_bytes
 from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 from scripts.testbed.timing import compare
 
 logger = logging.getLogger(__name__)
@@ -268,10 +268,7 @@ def _rows(
         rows.append(Row(provider=provider, metric=f"host_{metric}", unit="MiB", value=case["host_bytes"] / MIB))
     for name, num_bytes in resident.items():
         rows.append(Row(provider=name, metric="peak_rss", unit="MiB", value=num_bytes / MIB))
-    for name, value in summary.items():
-        if isinstance(value, float):
-            rows.append(Row(provider="moe_pipeline", metric=name, unit="ratio", value=value))
-    return rows
+    return [*rows, *headlines("moe_pipeline", summary)]
 
 
 def _sections(

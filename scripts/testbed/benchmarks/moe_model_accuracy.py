@@ -37,7 +37,7 @@ from scripts.testbed.network import NetworkError, shaped_hosts
 from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 logger = logging.getLogger(__name__)
 
@@ -229,12 +229,7 @@ def _rows(cases: Sequence[Case]) -> list[Row]:
         provider, metric = f"n{case.num_chunks}_{case.restore}", f"{case.link}_{case.tokens}"
         rows.append(Row(provider=provider, metric=f"measured_{metric}", unit="us", value=case.measured_us))
         rows.append(Row(provider=provider, metric=f"predicted_{metric}", unit="us", value=case.predicted_us))
-    rows += [
-        Row(provider="simulator", metric=name, unit="ratio", value=value)
-        for name, value in _summary(cases).items()
-        if isinstance(value, float)
-    ]
-    return rows
+    return [*rows, *headlines("simulator", _summary(cases))]
 
 
 def _section(config: Config, cases: Sequence[Case]) -> Section:

@@ -29,7 +29,7 @@ from scripts.testbed.network import NetworkError, shaped_hosts
 from scripts.testbed.peers import MoESizes, deepspeed_layer
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Section, Table, figure
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 logger = logging.getLogger(__name__)
 
@@ -253,10 +253,7 @@ def _rows(result: LinkResult) -> list[Row]:
         )
     for name, value in (("comm_alone", result.comm_us), ("compute_alone", result.compute_us)):
         rows.append(Row(provider=SEQUENTIAL, metric=f"{name}_{result.name}", unit="us", value=value))
-    for name, figure_or_name in _summary(result).items():
-        if isinstance(figure_or_name, float):
-            rows.append(Row(provider="moe_pipeline", metric=name, unit="ratio", value=figure_or_name))
-    return rows
+    return [*rows, *headlines("moe_pipeline", _summary(result))]
 
 
 def _picture(result: LinkResult) -> str:

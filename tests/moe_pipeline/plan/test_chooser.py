@@ -168,3 +168,16 @@ def test_equal_numbers_make_equal_choices() -> None:
     other.choose(Situation(tokens=64))
     other.observe(1.0)
     assert one.digest() != other.digest()
+
+
+def test_findings_set_what_was_measured_beside_what_was_predicted(tmp_path: Path) -> None:
+    chooser = Chooser(_auto(device=_file(SLOW_LINK, tmp_path)), _shape(), FREE)
+    _run(chooser, 1000, lambda plan: 100.0 + abs(plan.fixed_chunks - 4))
+    (finding,) = chooser.findings()
+    predicted = candidates(replace(_shape(), tokens=bucket(1000)), SLOW_LINK, restores=("none",), chunk_counts=(4,))
+    assert (finding.tokens, finding.restore, finding.num_chunks) == (bucket(1000), "none", 4)
+    assert finding.measured_us == 100.0 * bucket(1000) / 1000
+    assert finding.predicted_us == predicted[0].predicted_us
+    without = Chooser(_auto(), _shape(), FREE)
+    _run(without, 1000, lambda _: 100.0)
+    assert without.findings()[0].predicted_us is None

@@ -245,6 +245,19 @@ def test_a_step_is_what_is_outside_then_forward_then_backward(one_thread: bool) 
         assert step_us(plan, shape, device) == now_us
 
 
+@pytest.mark.parametrize("num_chunks", [1, 4])
+def test_issuing_costs_the_thread_that_computes_and_no_stream(num_chunks: int) -> None:
+    """Without overlap a step grows by one issue per operation, messages included; a GPU's streams are filled ahead."""
+    hidden = HiddenShape(d_hidden=8, gated=False, in_place=True)
+    shape = LayerShape(tokens=16, top_k=1, d_model=4, hidden=hidden, num_experts=4, num_ranks=2)
+    config = PipelineConfig(num_chunks=num_chunks, overlap=False)
+    plan = plan_call("moe", config, balanced_partition(shape, config))
+    for one_thread in (True, False):
+        free, costly = (machine(one_thread=one_thread, issue_us=issue_us) for issue_us in (0.0, 256.0))
+        more = step_us(plan, shape, costly) - step_us(plan, shape, free)
+        assert more == 256.0 * one_thread * (len(plan.forward.ops) + len(plan.backward.ops))
+
+
 def test_a_rank_that_only_receives_is_as_busy_as_the_one_that_sends() -> None:
     """Rank 0 sends rank 1 ten rows of 16 bytes; rank 1 keeps thirty of its own, which do not travel."""
     config, device = PipelineConfig(num_chunks=2), machine(product=NOTHING)

@@ -41,12 +41,12 @@ def _searched(folder: Path, best: int = 4) -> Chooser:
 
 def _restored(folder: Path) -> Chooser:
     chooser = Chooser(_auto(folder), SHAPE)
-    Choices.of(_auto(folder), SHAPE, CPU).restore(chooser, None, CPU)
+    Choices.of(_auto(folder), SHAPE, dtype=torch.float32, device=CPU).restore(chooser, None, CPU)
     return chooser
 
 
 def _keep(folder: Path, best: int = 4) -> Path:
-    Choices.of(_auto(folder), SHAPE, CPU).keep(_searched(folder, best), None)
+    Choices.of(_auto(folder), SHAPE, dtype=torch.float32, device=CPU).keep(_searched(folder, best), None)
     (path,) = folder.iterdir()
     return path
 
@@ -60,7 +60,7 @@ def test_a_later_run_begins_with_what_was_found(tmp_path: Path) -> None:
 def test_nothing_is_kept_without_a_folder() -> None:
     config = PipelineConfig(num_chunks="auto")
     chooser = Chooser(config, SHAPE)
-    choices = Choices.of(config, SHAPE, CPU)
+    choices = Choices.of(config, SHAPE, dtype=torch.float32, device=CPU)
     choices.restore(chooser, None, CPU)
     choices.keep(chooser, None)
     assert chooser.state() == {}
@@ -74,7 +74,7 @@ def test_another_layer_or_setting_has_another_file(tmp_path: Path) -> None:
         (PipelineConfig(num_chunks="auto", split="local", cache_folder=str(tmp_path)), SHAPE),
     ):
         chooser = Chooser(config, shape)
-        Choices.of(config, shape, CPU).restore(chooser, None, CPU)
+        Choices.of(config, shape, dtype=torch.float32, device=CPU).restore(chooser, None, CPU)
         assert chooser.state() == {}
 
 
@@ -134,14 +134,14 @@ def test_a_folder_that_cannot_be_written_costs_only_the_next_search(
     blocked.write_text("not a folder")
     chooser = _searched(blocked)
     with caplog.at_level(logging.WARNING):
-        Choices.of(_auto(blocked), SHAPE, CPU).keep(chooser, None)
+        Choices.of(_auto(blocked), SHAPE, dtype=torch.float32, device=CPU).keep(chooser, None)
     assert "cannot be written, so the next run searches again" in caplog.text
 
 
 def _each_from_its_own_folder(rank: int, num_ranks: int, folder: str) -> None:
     own = Path(folder) / str(rank)
     ranks = expert_ranks()
-    choices, chooser = Choices.of(_auto(own), SHAPE, CPU), Chooser(_auto(own), SHAPE)
+    choices, chooser = Choices.of(_auto(own), SHAPE, dtype=torch.float32, device=CPU), Chooser(_auto(own), SHAPE)
     choices.restore(chooser, ranks, CPU)
     assert chooser.choose(Situation(tokens=1000)).num_chunks == 4, "what the first rank's file says"
     choices.keep(_searched(own, best=3), ranks)

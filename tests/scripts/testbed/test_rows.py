@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.testbed import rows
-from scripts.testbed.rows import Result, Row
+from scripts.testbed.rows import Result, Row, headlines
 
 
 def result(experiment: str = "quartet/demo", value: float = 1.5) -> Result:
@@ -44,6 +44,15 @@ def test_a_row_of_another_kind_says_so() -> None:
     found = dataclasses.replace(result(), rows=(*result().rows, printed))
     assert [row.kind for row in rows.recorded(found)] == ["measured", "measured", "paper"]
     assert [row["kind"] for row in json.loads(found.json_line())["rows"]] == ["measured", "measured", "paper"]
+
+
+def test_headlines_are_rows_with_units_and_without_text() -> None:
+    found = headlines("ours", {"ratio": 0.5, "cost_percent": 7.0, "steps": 3, "name": "x", "missing": None})
+    assert [(row.metric, row.unit, row.value) for row in found] == [
+        ("ratio", "ratio", 0.5),
+        ("cost_percent", "%", 7.0),
+        ("steps", "count", 3.0),
+    ]
 
 
 def test_rows_survive_a_file_exactly(tmp_path: Path) -> None:
