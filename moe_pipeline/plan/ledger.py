@@ -182,8 +182,10 @@ class _Sizes:
     def hidden(self, chunk: int) -> int:
         return self.received[chunk] * self.shape.hidden.width * self.shape.element_bytes
 
-    def activated(self, chunk: int) -> int:
-        return self.received[chunk] * self.shape.hidden.d_hidden * self.shape.element_bytes
+    def activation(self, chunk: int) -> int:
+        """What the activation writes beside T_M; nothing where it writes in place."""
+        hidden = self.shape.hidden
+        return 0 if hidden.in_place else self.received[chunk] * hidden.d_hidden * self.shape.element_bytes
 
     @property
     def output(self) -> int:
@@ -242,9 +244,10 @@ class _Walk:
                 self._sort(chunk)
                 self._take("hidden", chunk, sizes.hidden(chunk))
             elif op.stage == "down":
-                self._take("activated", chunk, 0 if sizes.shape.hidden.in_place else sizes.activated(chunk))
+                self._take("activated", chunk, sizes.activation(chunk))
+                self._take("product", chunk, sizes.activation(chunk) if sizes.shape.hidden.gated else 0)
                 self._result(chunk)
-                self._give("activated", chunk)
+                self._give("product", chunk)
             else:
                 self._travel(
                     position, op, {"gather": "gather", "dispatch": "send", "combine": "back"}.get(op.stage, "")
@@ -271,14 +274,13 @@ class _Walk:
             self._sort(chunk)
             self._take("grad_hidden", chunk, sizes.hidden(chunk))
             if hidden.gated:
-                self._take("activated", chunk, sizes.activated(chunk))
-                self._take("grad_activated", chunk, sizes.activated(chunk))
+                self._take("grad_activated", chunk, sizes.activation(chunk))
                 self._give("grad_activated", chunk)
             self._result(chunk)
         elif op.stage == "wgrad" and not shared:
-            if not hidden.in_place and not hidden.gated:
-                self._take("activated", chunk, sizes.activated(chunk))
-            for name in ("activated", "grad_hidden", "arrived", "sorted"):
+            if hidden.gated:
+                self._take("product", chunk, sizes.activation(chunk))
+            for name in ("product", "grad_hidden", "arrived", "sorted"):
                 self._give(name, chunk)
 
     def _travel(self, position: int, op: Op, move: str) -> None:
@@ -335,7 +337,8 @@ def _kept_entries(plan: CallPlan, sizes: _Sizes) -> list[Entry]:
         kept["T_DI"] = sum(sizes.received) * sizes.row_bytes
     if plan.strategy.hidden == "keep":
         kept["T_M"] = sum(sizes.hidden(chunk) for chunk in sizes.chunks)
-    return [Entry(name, "device", "forward to backward", num_bytes) for name, num_bytes in kept.items()]
+        kept["activation of T_M"] = sum(sizes.activation(chunk) for chunk in sizes.chunks)
+    return [Entry(name, "device", "forward to backward", num_bytes) for name, num_bytes in kept.items() if num_bytes]
 
 
 def _host_entries(plan: CallPlan, sizes: _Sizes) -> list[Entry]:

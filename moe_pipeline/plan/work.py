@@ -69,7 +69,7 @@ class CallWork:
     """
 
     def __init__(self, plan: CallPlan, shape: LayerShape, *, rank: int = 0) -> None:
-        self._shape, self._sorts = shape, plan.sorts
+        self._shape, self._sorts, self._keeps = shape, plan.sorts, plan.strategy.hidden == "keep"
         self._rows = [_rows(plan.partition, chunk, rank) for chunk in range(plan.partition.num_chunks)]
         self._row_bytes = shape.d_model * shape.element_bytes
         self._hidden_bytes = shape.hidden.width * shape.element_bytes
@@ -107,21 +107,20 @@ class CallWork:
         first = tuple(2.0 * count * width * hidden.width for count in of_experts if count)
         second = tuple(2.0 * count * width * hidden.d_hidden for count in of_experts if count)
         sorted_bytes = 2 * rows * self._row_bytes if self._sorts else 0
-        activation_bytes = rows * (2 * self._hidden_bytes if hidden.in_place else 3 * self._activated_bytes)
-        gate_bytes = 3 * rows * self._activated_bytes * hidden.gated
+        part_bytes = rows * self._activated_bytes  # of one half of a gated T_M, or of all of another
         match op.stage:
             case "up" | "recompute":
-                return Work(products=first, rows_bytes=sorted_bytes + activation_bytes * hidden.in_place)
+                return Work(products=first, rows_bytes=sorted_bytes + 2 * part_bytes * hidden.in_place)
             case "down":
-                late = 0 if hidden.in_place else activation_bytes + gate_bytes
-                return Work(products=second, rows_bytes=late + sorted_bytes)
+                late_bytes = (2 + 3 * hidden.gated) * part_bytes * (not hidden.in_place)
+                return Work(products=second, rows_bytes=late_bytes + sorted_bytes)
             case "dgrad":
-                backward_bytes = 3 * rows * self._activated_bytes + 4 * gate_bytes
-                return Work(products=second + first, rows_bytes=2 * sorted_bytes + backward_bytes)
+                gate_bytes = (6 + 2 * (not self._keeps)) * part_bytes * hidden.gated
+                return Work(products=second + first, rows_bytes=2 * sorted_bytes + 3 * part_bytes + gate_bytes)
             case "wgrad":
-                again = 0 if hidden.in_place or hidden.gated else activation_bytes
+                again = 3 if hidden.gated else 2 * (not self._keeps and not hidden.in_place)
                 gradients = self._shape.parameter_bytes * (2 if op.chunk else 1)
-                return Work(products=second + first, rows_bytes=again + gradients)
+                return Work(products=second + first, rows_bytes=again * part_bytes + gradients)
         raise ValueError(f"op: got {op}; accepted is an operation of a plan's schedules")
 
 

@@ -197,7 +197,7 @@ class FeedForwardChunks:
         self._in_place = activation.from_result and not gated
         self._shape = HiddenShape(d_hidden=weights[2].shape[2], gated=gated, in_place=self._in_place)
         self._hidden: dict[int, Tensor] = {}
-        self._activated: dict[int, Tensor] = {}
+        self._activated: dict[int, Tensor] = {}  # of a gated T_M the activation alone, before it is multiplied
         self._grad_hidden: dict[int, Tensor] = {}
         self._host: dict[int, Tensor] = {}
         self._host_copies: HostCopies | None = None
@@ -238,13 +238,16 @@ class FeedForwardChunks:
 
     def down(self, chunk: int, counts: Sequence[int], *, out_RM: Tensor) -> None:
         """GEMM2: T_M to T_DO."""
-        grouped_mm(self._activate(chunk), self._down, self._down_bias, counts, out_RO=out_RM)
+        self._activate(chunk)
+        grouped_mm(self._input_of_down(chunk), self._down, self._down_bias, counts, out_RO=out_RM)
         if not (self._keep and self._strategy.hidden == "keep"):
             del self._hidden[chunk]
+            self._activated.pop(chunk, None)
 
     def kept(self) -> list[Tensor]:
-        """T_M of every chunk, where it is kept."""
-        kept, self._hidden = [self._hidden[chunk] for chunk in sorted(self._hidden)], {}
+        """T_M of every chunk and, where it is not its own activation, that, if they are kept."""
+        kept = [kind[chunk] for kind in (self._hidden, self._activated) for chunk in sorted(kind)]
+        self._hidden, self._activated = {}, {}
         return kept
 
     def begin_backward(self, rings: Rings, kept: Sequence[Tensor], needs: Sequence[bool]) -> None:
@@ -252,7 +255,8 @@ class FeedForwardChunks:
         if self._host_copies is not None:
             self._host_copies.check()
         self._rings = rings
-        self._hidden = dict(enumerate(kept))
+        self._hidden = dict(enumerate(kept[: self._num_chunks]))
+        self._activated = dict(enumerate(kept[self._num_chunks :]))
         dtype = self._up.dtype if self._num_chunks == 1 else torch.promote_types(self._up.dtype, torch.float32)
         needed = iter(needs)
         self._gradients = [
@@ -288,13 +292,14 @@ class FeedForwardChunks:
         up, up_bias, down, down_bias = self._gradients
         later = chunk > 0
         grad_RG = self._grad_hidden.pop(chunk)
-        activated_RH = self._activated.pop(chunk, None)
         if down is not None or down_bias is not None:
-            activated_RH = self._activate(chunk) if activated_RH is None else activated_RH
+            self._activate(chunk)
+            activated_RH = self._input_of_down(chunk)
             grouped_wgrad(grad_RM, activated_RH, counts, weight_EOI=down, bias_EO=down_bias, accumulate=later)
         if up is not None or up_bias is not None:
             grouped_wgrad(grad_RG, rows_RM, counts, weight_EOI=up, bias_EO=up_bias, accumulate=later)
         del self._hidden[chunk]
+        self._activated.pop(chunk, None)
 
     def gradients(self) -> list[Tensor | None]:
         """Gradients of up, its bias, down and its bias, without the biases that do not exist."""
@@ -308,25 +313,39 @@ class FeedForwardChunks:
             if weight is not None
         ]
 
-    def _activate(self, chunk: int) -> Tensor:
-        """The input of GEMM2."""
+    def _activate(self, chunk: int) -> None:
+        """Apply the activation to T_M, unless that was done in place or is still there."""
+        if self._in_place or chunk in self._activated:
+            return
+        hidden_RG = self._hidden[chunk]
+        activated_RH = self._rings.buffer("activated", chunk, len(hidden_RG), self._h, hidden_RG.dtype)
+        self._activation.apply(hidden_RG[:, : self._h], activated_RH)
+        self._activated[chunk] = activated_RH
+
+    def _input_of_down(self, chunk: int) -> Tensor:
+        """What GEMM2 reads; of a gated T_M in the activation's place, unless backward wants that once more."""
         hidden_RG = self._hidden[chunk]
         if self._in_place:
             return hidden_RG
-        activated_RH = self._rings.buffer("activated", chunk, len(hidden_RG), self._h, hidden_RG.dtype)
-        self._activation.apply(hidden_RG[:, : self._h], activated_RH)
-        return activated_RH.mul_(hidden_RG[:, self._h :]) if self._gated else activated_RH
+        activated_RH = self._activated[chunk]
+        if not self._gated:
+            return activated_RH
+        linear_RH = hidden_RG[:, self._h :]
+        if self._keep and self._strategy.hidden == "keep":
+            product_RH = self._rings.buffer("product", chunk, len(hidden_RG), self._h, hidden_RG.dtype)
+            return torch.mul(activated_RH, linear_RH, out=product_RH)
+        del self._activated[chunk]
+        return activated_RH.mul_(linear_RH)
 
     def _ungate(self, chunk: int, grad_RM: Tensor, counts: Sequence[int], hidden_RG: Tensor, grad_RG: Tensor) -> None:
-        """Gradients of both halves of a gated T_M; what GEMM2 read is made on the way and left for `wgrad`."""
+        """Gradients of both halves of a gated T_M."""
         gate_RH, linear_RH = hidden_RG[:, : self._h], hidden_RG[:, self._h :]
         grad_gate_RH, grad_linear_RH = grad_RG[:, : self._h], grad_RG[:, self._h :]
-        activated_RH = self._rings.buffer("activated", chunk, len(grad_RM), self._h, grad_RM.dtype)
-        self._activation.apply(gate_RH, activated_RH)
+        self._activate(chunk)
+        activated_RH = self._activated[chunk]
         grad_RH = self._rings.buffer("grad_activated", chunk, len(grad_RM), self._h, grad_RM.dtype)
         grouped_dgrad(grad_RM, self._down, counts, out_RI=grad_RH)
         torch.mul(grad_RH, linear_RH, out=grad_gate_RH)
         kept_RH = activated_RH if self._activation.from_result else gate_RH
         self._activation.backward(grad_gate_RH, kept_RH, grad_gate_RH)
         torch.mul(grad_RH, activated_RH, out=grad_linear_RH)
-        self._activated[chunk] = activated_RH.mul_(linear_RH)

@@ -143,7 +143,8 @@ def _by_stages(
             chunks.offload_hidden(chunk)
         chunks.down(chunk, counts, out_RM=out_RM)
     kept = chunks.kept()
-    assert len(kept) == (len(COUNTS) if chosen.hidden == "keep" else 0)
+    in_place = pointwise(activation).from_result and not gated
+    assert len(kept) == (len(COUNTS) * (1 if in_place else 2) if chosen.hidden == "keep" else 0)
     rings.release()
     rings = Rings(chunks.rings(largest, backward=True) if shared else None, workspace=workspace, device=CPU)
     needs = [True] * sum(weight is not None for weight in weights)
