@@ -7,7 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-COLORS = ("#1f6f8b", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#555f6b")
+COLORS = (
+    "#1f6f8b", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#555f6b", "#6cb4c9", "#e8a88f", "#a9c9a4", "#c6a6d3",
+)  # fmt: skip
+FEW_NAMES = 4  # more are listed below the axes, where they hide nothing
 
 
 def curves(
@@ -20,8 +23,7 @@ def curves(
         axes.plot(xs, ys, label=name, color=color, linewidth=1.6)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.25)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    _name(figure, len(series))
     return _svg(figure)
 
 
@@ -37,7 +39,7 @@ def points(
     axes.plot([min(values), max(values)], [min(values), max(values)], color="#999999", linewidth=0.8)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    _name(figure, len(series))
     return _svg(figure)
 
 
@@ -52,8 +54,7 @@ def bars(values: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_l
     axes.set_xticks(np.arange(positions) + 0.4 - width / 2, [str(position) for position in range(positions)])
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y", alpha=0.25)
-    if len(values) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    _name(figure, len(values))
     return _svg(figure)
 
 
@@ -95,6 +96,14 @@ def timelines(lanes: Mapping[str, Sequence[tuple[str, str, float, float]]], *, t
     all_axes[-1].set_xlabel("ms; one colour per chunk")
     figure.suptitle(title, fontsize=11)
     return _svg(figure)
+
+
+def _name(figure: Figure, count: int) -> None:
+    """Say which colour is whose, if there are several."""
+    if count > FEW_NAMES:
+        figure.legend(loc="outside lower center", ncols=FEW_NAMES, frameon=False, fontsize=8)
+    elif count > 1:
+        figure.axes[0].legend(frameon=False, fontsize=8)
 
 
 def _cycle(count: int) -> list[str]:
