@@ -53,6 +53,7 @@ def apply_experts(
     Raises:
         RankError: If another rank does something else, failed, or does not answer.
         BudgetError: If a choice is left open and none fits in memory.
+        ValueError: If there is a budget and nobody knows what the experts allocate.
 
     Source: MPipeMoE (arXiv:2506.22175) sections II-A and III-B.
     """
@@ -60,23 +61,25 @@ def apply_experts(
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_TM, assignment.weight_A, *parameters))
     agreed = _agreement(runtime.name, pipeline, num_experts, x_TM.shape[1], dtype, keep)
     counts = expert_counts(assignment, num_experts=num_experts)
-    ranks, adaptive = runtime.ranks, runtime.adaptive
-    size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
+    size, rank = (1, 0) if runtime.ranks is None else (runtime.ranks.size, runtime.ranks.rank)
     local = num_experts // size
     sent = tuple(counts[start : start + local] for start in range(0, num_experts, local))
-    own_notes = [] if adaptive is None else adaptive.notes(len(x_TM))
-    received, notes = sent, [own_notes]
-    if ranks is not None:
-        agreement = Agreement(
-            agreed, sent, ranks=ranks, device=x_TM.device, timeout_s=pipeline.timeout_s, notes=own_notes
-        )
-        received, notes = agreement.counts(), agreement.notes()
+    received, notes = _exchange_counts(agreed, sent, len(x_TM), pipeline.timeout_s, runtime, x_TM.device)
     clock = None
-    if adaptive is not None:
+    if runtime.adaptive is not None:
+        if stages is _module_chunks:
+            _check_no_budget(pipeline, experts)
         shape = _layer_shape(experts, x_TM.shape[1], dtype, num_experts=num_experts, num_ranks=size, top_k=top_k)
-        pipeline = adaptive.choose(notes, shape, timed=keep, ranks=ranks, dtype=dtype, device=x_TM.device)
-        adaptive.received(sum(map(sum, received)))
-        clock = adaptive.clock(x_TM.device) if keep else None
+        pipeline = runtime.adaptive.choose(
+            notes,
+            shape,
+            received_rows=sum(map(sum, received)),
+            timed=keep,
+            ranks=runtime.ranks,
+            dtype=dtype,
+            device=x_TM.device,
+        )
+        clock = runtime.adaptive.clock(x_TM.device) if keep else None
         agreed = replace(agreed, num_chunks=pipeline.fixed_chunks, restore=pipeline.fixed_restore)
     cut = partition(sent, received, num_chunks=pipeline.fixed_chunks, split=pipeline.split, rank=rank)
     plan = plan_call(runtime.name, pipeline, cut, input_for_dgrad=stages is _module_chunks)
@@ -97,6 +100,20 @@ def apply_experts(
     return y_TM, counts
 
 
+Counts = tuple[tuple[int, ...], ...]
+
+
+def _exchange_counts(
+    agreed: Call, sent: Counts, num_tokens: int, timeout_s: float, runtime: Runtime, device: torch.device
+) -> tuple[Counts, list[list[int]]]:
+    """Source rank -> local expert here -> rows, and what every rank notes for choosing; alone, one's own."""
+    own = [] if runtime.adaptive is None else runtime.adaptive.notes(num_tokens)
+    if runtime.ranks is None:
+        return sent, [own]
+    agreement = Agreement(agreed, sent, ranks=runtime.ranks, device=device, timeout_s=timeout_s, notes=own)
+    return agreement.counts(), agreement.notes()
+
+
 def _agreement(
     name: str, pipeline: PipelineConfig, num_experts: int, d_model: int, dtype: torch.dtype, differentiable: bool
 ) -> Call:
@@ -113,6 +130,16 @@ def _agreement(
         overlap=pipeline.overlap,
         differentiable=differentiable,
     )
+
+
+def _check_no_budget(pipeline: PipelineConfig, experts: nn.Module) -> None:
+    for name in ("device_budget_bytes", "host_budget_bytes"):
+        value = getattr(pipeline, name)
+        if value is not None:
+            raise ValueError(
+                f"{name}: got {value} for {type(experts).__name__}, whose memory the ledger does not know; accepted is "
+                "None, or FeedForwardExperts without hooks and without dropout in training"
+            )
 
 
 def _layer_shape(

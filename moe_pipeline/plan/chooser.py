@@ -80,8 +80,8 @@ class Chooser:
             for restore in self._restores
         }
         self._last: tuple[int, Restore, int] | None = None
-        self._fitting = functools.cache(self._find_fitting)
-        self._predicted = functools.cache(self._predict)
+        self._fitting: dict[tuple[int, float], dict[Restore, tuple[int, ...]]] = {}
+        self._predictions: dict[int, tuple[Candidate, ...]] = {}
 
     @property
     def trial_steps(self) -> int:
@@ -104,9 +104,12 @@ class Chooser:
         """
         key = bucket(situation.tokens)
         skew = math.ceil(situation.skew * SKEW_STEPS) / SKEW_STEPS
-        fitting = self._fitting(key, skew)
+        if (key, skew) not in self._fitting:
+            self._fitting[key, skew] = self._find_fitting(key, skew)
+        fitting = self._fitting[key, skew]
         if self._device is not None and self._pipeline.choose_by == "model":
-            best = select([one for one in self._predicted(key) if one.num_chunks in fitting.get(one.restore, ())])
+            within = [one for one in self._predicted(key) if one.num_chunks in fitting.get(one.restore, ())]
+            best = select(within, self._budget)
             num_chunks, restore = best.num_chunks, best.restore
         else:
             restore = self._restore(situation.tokens, fitting)
@@ -194,10 +197,12 @@ class Chooser:
                 fitting[footprint.restore] = (*fitting.get(footprint.restore, ()), footprint.num_chunks)
         return fitting
 
-    def _predict(self, key: int) -> tuple[Candidate, ...]:
+    def _predicted(self, key: int) -> tuple[Candidate, ...]:
         assert self._device is not None, "predictions need a device"
-        shape = replace(self._layer, tokens=key)
-        return candidates(shape, self._device, chunk_counts=self._counts, restores=self._restores)
+        if key not in self._predictions:
+            shape = replace(self._layer, tokens=key)
+            self._predictions[key] = candidates(shape, self._device, chunk_counts=self._counts, restores=self._restores)
+        return self._predictions[key]
 
     def _guess(self, restore: Restore, key: int) -> int | None:
         if self._device is None:

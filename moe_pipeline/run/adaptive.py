@@ -78,9 +78,12 @@ class Adaptive:
         self._chooser: Chooser | None = None
         self._choices: Choices | None = None
         self._clock: StepClock | None = None
-        self._received_per_mille, self._share = PER_MILLE, 1
+        self._received_per_mille = PER_MILLE
         self.last: PipelineConfig | None = None
         """What was chosen for the last call."""
+
+    def __reduce__(self) -> tuple[type["Adaptive"], tuple[PipelineConfig, str]]:
+        return Adaptive, (self._pipeline, self._name)  # a copied or saved layer searches by itself
 
     @property
     def trial_steps(self) -> int:
@@ -111,6 +114,7 @@ class Adaptive:
         notes: Sequence[Sequence[int]],
         shape: LayerShape,
         *,
+        received_rows: int,
         timed: bool,
         ranks: ExpertRanks | None,
         dtype: torch.dtype,
@@ -121,6 +125,7 @@ class Adaptive:
         Args:
             notes: Of every rank.
             shape: The layer; its number of tokens does not matter.
+            received_rows: Rows this rank's experts compute in this call; the others hear of them in the next.
             timed: Whether backward will come.
             ranks: Who decides together.
             dtype: What the layer computes in.
@@ -149,7 +154,8 @@ class Adaptive:
             self._chooser.observe(max(step_us))
             self._choices.keep(self._chooser, ranks)
         self._clock = None
-        self._share = max(tokens) * shape.top_k
+        share = max(1, max(tokens) * shape.top_k)
+        self._received_per_mille = max(PER_MILLE, received_rows * PER_MILLE // share)
         situation = Situation(tokens=max(tokens), skew=max(received) / PER_MILLE, timed=timed)
         self.last = self._chooser.choose(situation)
         return self.last
@@ -164,13 +170,3 @@ class Adaptive:
         """
         self._clock = StepClock(device)
         return self._clock
-
-    def received(self, rows: int) -> None:
-        """Remember how many rows came in this call.
-
-        Args:
-            rows: Rows this rank's experts compute.
-
-        Source: not in the paper.
-        """
-        self._received_per_mille = max(PER_MILLE, rows * PER_MILLE // max(1, self._share))

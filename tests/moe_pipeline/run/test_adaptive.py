@@ -1,5 +1,8 @@
 """A layer that chooses: alike on every rank, with the results of any fixed choice, and an error where ranks differ."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +10,9 @@ import torch
 import torch.distributed as dist
 from closeness import assert_all_close
 from ranks import run_ranks
+from torch import nn
 
-from moe_pipeline import FeedForwardExperts, Gate, GateConfig, MoELayer, PipelineConfig
+from moe_pipeline import FeedForwardExperts, Gate, GateConfig, ModuleExperts, MoELayer, PipelineConfig
 from moe_pipeline.dispatch import local_part
 from moe_pipeline.plan.budget import BudgetError
 from moe_pipeline.run.adaptive import StepClock
@@ -131,6 +135,27 @@ def test_an_impossible_budget_is_an_error_of_the_call() -> None:
     layer = _layer(PipelineConfig(num_chunks="auto", restore="auto", device_budget_bytes=10))
     with pytest.raises(BudgetError, match="device_budget_bytes: got 10"):
         layer(torch.randn(30, WIDTH))
+
+
+def test_a_budget_needs_experts_that_the_ledger_knows() -> None:
+    modules = ModuleExperts([nn.Linear(WIDTH, WIDTH) for _ in range(NUM_EXPERTS)])
+    gate = Gate(GateConfig(num_experts=NUM_EXPERTS, top_k=2), WIDTH)
+    x_TM = torch.randn(30, WIDTH)
+    MoELayer(gate, modules, pipeline=PipelineConfig(num_chunks="auto"))(x_TM)
+    limited = MoELayer(gate, modules, pipeline=PipelineConfig(num_chunks="auto", device_budget_bytes=10**9))
+    with pytest.raises(ValueError, match="device_budget_bytes: got 1000000000 for ModuleExperts"):
+        limited(x_TM)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copied_layer_searches_by_itself(copied: Callable[[MoELayer], MoELayer]) -> None:
+    layer = _layer(PipelineConfig(num_chunks="auto", restore="auto"))
+    _step(layer, torch.randn(30, WIDTH))
+    other = copied(layer)
+    assert other.adaptive is not None
+    assert other.adaptive.last is None
+    _step(other, torch.randn(30, WIDTH))
+    assert _chosen(other) == (1, "none")
 
 
 def test_a_clock_counts_once_both_passes_are_over() -> None:
