@@ -83,7 +83,7 @@ def candidates(
 
     Source: MPipeMoE (arXiv:2506.22175) section III-E.
     """
-    limits = budget or Budget(device_bytes=device.memory_bytes, host_bytes=device.host_bytes)
+    limits = budget or within(device)
     found = []
     for footprint in footprints(shape, chunk_counts, restores):
         num_chunks, restore = footprint.num_chunks, footprint.restore
@@ -98,6 +98,22 @@ def candidates(
         )
         found.append(candidate)
     return tuple(found)
+
+
+def within(device: Device, device_bytes: int | None = None, host_bytes: int | None = None) -> Budget:
+    """A budget whose open limits are what a device and its host have.
+
+    Args:
+        device: Any.
+        device_bytes: Device memory a layer may take; None takes all.
+        host_bytes: The same for host memory.
+
+    Source: not in the paper.
+    """
+    return Budget(
+        device_bytes=device.memory_bytes if device_bytes is None else device_bytes,
+        host_bytes=device.host_bytes if host_bytes is None else host_bytes,
+    )
 
 
 def select(found: Sequence[Candidate], budget: Budget | None = None) -> Candidate:

@@ -171,13 +171,22 @@ class Rings:
         if self._lease is None and self._device.type == "cpu":
             tensor.untyped_storage().resize_(0)
 
+    def __enter__(self) -> "Rings":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.release()
+        else:
+            self.drop()
+
     def release(self) -> None:
         """Hand the memory back at the end of a pass; not in the paper."""
         if self._lease is not None:
             self._lease.release()
 
     def drop(self) -> None:
-        """Let the memory go after an error; not in the paper."""
+        """Let the memory go after an error: somebody may still write into it; not in the paper."""
         if self._lease is not None:
             self._lease.drop()
 

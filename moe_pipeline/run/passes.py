@@ -57,25 +57,16 @@ class _Pass:
             self._bounds.append(self._bounds[-1] + sum(self._partition.sent_rows(chunk)))
         self._waiting: dict[tuple[str, int], Tensor] = {}
 
-    def _run(self, handlers: dict[Stage, Handler]) -> None:
-        runtime, plan = self._call.runtime, self._plan
+    def _run(self, begin: Callable[[], None], handlers: dict[Stage, Handler]) -> None:
+        runtime, plan, clock = self._call.runtime, self._plan, self._call.clock
         schedule = plan.backward if self.backward else plan.forward
         shared = self._ring_sizes() if plan.strategy.shares_buffers else None
-        self._rings = Rings(shared, workspace=runtime.workspace, device=self._device)
         if runtime.recorder is not None:
             runtime.recorder.enter(plan.layer, backward=self.backward)
-        clock = self._call.clock
-        try:
-            with nullcontext() if clock is None else clock.running():
-                self._begin()
-                execute(schedule, handlers, workspace=runtime.workspace, device=self._device, recorder=runtime.recorder)
-        except BaseException:
-            self._rings.drop()
-            raise
-        self._rings.release()
-
-    def _begin(self) -> None:
-        raise NotImplementedError
+        self._rings = Rings(shared, workspace=runtime.workspace, device=self._device)
+        with self._rings, nullcontext() if clock is None else clock.running():
+            begin()
+            execute(schedule, handlers, workspace=runtime.workspace, device=self._device, recorder=runtime.recorder)
 
     def _ring_sizes(self) -> dict[str, RingSize]:
         plan, received = self._plan, self._partition.max_received_rows
@@ -226,7 +217,7 @@ class ForwardPass(_Pass):
             "combine": lambda c: self._send_back(self._output_SM[self._sent(c)], c, "combine"),
             "sum": self._sum,
         }
-        self._run(handlers)
+        self._run(self._begin, handlers)
         kept_rows = [self._rows[chunk] for chunk in sorted(self._rows)]
         return Passed(self._y_TM, self._output_SM, kept_rows, self._experts.kept(), self._host, self._host_copies)
 
@@ -332,7 +323,7 @@ class BackwardPass(_Pass):
             "wgrad": self._wgrad,
             "sum_grad": self._sum_grad,
         }
-        self._run(handlers)
+        self._run(self._begin, handlers)
         if self._passed.host_copies is not None:
             self._passed.host_copies.release()
         return self._grad_x_TM, self.grad_weight_S, self._experts.gradients()

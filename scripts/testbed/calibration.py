@@ -149,16 +149,13 @@ def _rows(sizes: MoESizes, repeats: int) -> dict[str, Any]:
 def _messages(num_ranks: int, repeats: int) -> dict[str, Any]:
     """Bytes that leave a rank -> bytes/s, beside the latency of the smallest."""
     times_s = [_median_s(_Message(size, num_ranks).send, repeats, together=True) for size in MESSAGE_BYTES]
-    latency_s = max(0.0, times_s[0] - MESSAGE_BYTES[0] * (times_s[-1] - times_s[-2]) / _last_step(MESSAGE_BYTES))
+    slope_s = (times_s[-1] - times_s[-2]) / (MESSAGE_BYTES[-1] - MESSAGE_BYTES[-2])
+    latency_s = max(0.0, times_s[0] - slope_s * MESSAGE_BYTES[0])
     points = [
         (float(num_bytes), num_bytes / max(1e-9, elapsed_s - latency_s))
         for num_bytes, elapsed_s in zip(MESSAGE_BYTES, times_s, strict=True)
     ]
     return {"latency_us": 1e6 * latency_s, "points": _growing(points)}
-
-
-def _last_step(sizes_bytes: Sequence[int]) -> int:
-    return sizes_bytes[-1] - sizes_bytes[-2]
 
 
 def _copies(repeats: int) -> dict[str, Any]:

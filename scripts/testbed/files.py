@@ -25,6 +25,11 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def cache_folder() -> Path:
+    """Where what was searched or measured here is kept between runs, by the platform's convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quartet"
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:

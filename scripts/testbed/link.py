@@ -1,7 +1,8 @@
 """How long an all-to-all takes on a link, by size: measured, as collectives do not get a link's nominal rate."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scripts.testbed.network import Host
+from configs.typed import ConfigError
+from scripts.testbed.network import Host, NetworkError, shaped_hosts
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Table, figure
 
@@ -32,6 +34,40 @@ class LinkPoint:
     """80th percentile."""
     gbit_per_s: float
     """What a rank sends to all others, by the median: the rate of its link in one direction."""
+
+
+def label(rate_mbit: float) -> str:
+    """A link's name, for metrics and folders.
+
+    Args:
+        rate_mbit: Its rate in Mbit/s; 0 is loopback.
+    """
+    return f"{rate_mbit / 1000:g}gbit" if rate_mbit else "loopback"
+
+
+@contextmanager
+def joined(num_ranks: int, rate_mbit: float, *, loopback: str) -> Iterator[tuple[Host, ...]]:
+    """A host for each rank, joined by a link of a rate, for as long as the context lasts.
+
+    Args:
+        num_ranks: Number of ranks.
+        rate_mbit: Rate in Mbit/s; 0 is loopback, which needs no hosts.
+        loopback: The setting that takes loopback alone, as on the command line.
+
+    Yields:
+        The hosts; none for loopback.
+
+    Raises:
+        ConfigError: Where this machine cannot shape links.
+    """
+    if not rate_mbit:
+        yield ()
+        return
+    try:
+        with shaped_hosts(num_ranks, rate_mbit=rate_mbit) as hosts:
+            yield hosts
+    except NetworkError as error:
+        raise ConfigError(f"{loopback.split('=')[0]}: {error}; or take loopback alone: {loopback}") from error
 
 
 def curve(

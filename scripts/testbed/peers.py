@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+Activation = Literal["relu", "gelu", "silu"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoESizes:
@@ -36,7 +38,7 @@ class MoESizes:
     d_hidden: int
     gated: bool
     """Whether an expert is down(activation(gate(x)) * up(x)), rather than down(activation(up(x)))."""
-    activation: Literal["relu", "gelu", "silu"]
+    activation: Activation
 
     def __post_init__(self) -> None:
         for name in ("num_experts", "top_k", "d_model", "d_hidden"):

@@ -91,13 +91,14 @@ def headlines(provider: str, summary: Mapping[str, float | int | str | None]) ->
 
     Args:
         provider: Whose figures they are.
-        summary: Name -> figure; text and what is missing is left out.
+        summary: Name -> figure; `paper_...` are the paper's. Text and what is missing is left out.
     """
     rows = []
     for name, value in summary.items():
         if isinstance(value, float | int):
             unit = "%" if name.endswith("_percent") else "ratio" if isinstance(value, float) else "count"
-            rows.append(Row(provider=provider, metric=name, unit=unit, value=float(value)))
+            kind: Kind | None = "paper" if name.startswith("paper_") else None
+            rows.append(Row(provider=provider, metric=name, unit=unit, value=float(value), kind=kind))
     return rows
 
 
@@ -176,7 +177,7 @@ def _git(*arguments: str) -> str:
 
 
 def device(kind: str) -> str:
-    """A name of the machine a figure was measured on: processor or GPU, and how much of it."""
+    """A name of the machine a figure was measured on: GPU, or processor, how many cores and which instructions."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
@@ -186,7 +187,7 @@ def device(kind: str) -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    return f"{model.replace(',', ' ')}, {os.cpu_count()} cores"
+    return f"{model.replace(',', ' ')}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions(names: Sequence[str] = ("torch", "transformers", "datasets", "deepspeed")) -> dict[str, str]:

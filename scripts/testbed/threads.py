@@ -2,14 +2,13 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import torch
 
 from configs.schema import Config
 from scripts.testbed import rows
-from scripts.testbed.files import write_text
+from scripts.testbed.files import cache_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +40,8 @@ def key(config: Config) -> str:
 
 
 def cache_file() -> Path:
-    """Where tuned numbers are kept between runs, by the platform's convention."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "quartet" / "threads.json"
+    """Where tuned numbers are kept between runs."""
+    return cache_folder() / "threads.json"
 
 
 def read() -> dict[str, int]:

@@ -8,7 +8,6 @@ the oracle, which no search can know beforehand.
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,14 +15,14 @@ import torch
 import torch.distributed as dist
 
 from configs.schema import Config
-from configs.typed import ConfigError
 from moe_pipeline import MoELayer, PipelineConfig
 from moe_pipeline.plan.budget import CHUNK_COUNTS
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.ranks import expert_ranks
 from scripts.testbed import launch, plots
-from scripts.testbed.benchmarks.own_layer import alternate, own_layer, step
-from scripts.testbed.network import Host, NetworkError, set_rate, shaped_hosts
+from scripts.testbed.benchmarks.own_layer import alternate, own_layer, sizes_of, step
+from scripts.testbed.link import joined, label
+from scripts.testbed.network import Host, set_rate
 from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Section, Table
@@ -64,13 +63,9 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         ConfigError: Where this machine cannot shape links.
     """
     bench = config.bench
-    argument: dict[str, object] = {**asdict(bench), "seed": config.seed}
-    with ExitStack() as stack:
-        try:
-            first = next(filter(None, bench.links_mbit), None)
-            hosts = () if first is None else stack.enter_context(shaped_hosts(NUM_RANKS, rate_mbit=first))
-        except NetworkError as error:
-            raise ConfigError(f"bench.links_mbit: {error}; or loopback alone: bench.links_mbit=[0]") from error
+    argument: dict[str, object] = {**asdict(bench), "seed": config.seed, "sizes": asdict(sizes_of(bench))}
+    first = next(filter(None, bench.links_mbit), 0.0)
+    with joined(NUM_RANKS, first, loopback="bench.links_mbit=[0]") as hosts:
         argument["hosts"] = [asdict(host) for host in hosts]
         logger.info("%d steps on %d links", bench.repeats * VISIT_STEPS * len(bench.links_mbit), len(bench.links_mbit))
         found = run_ranks(
@@ -108,13 +103,20 @@ def rank_main(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, 
     Args:
         rank: This rank.
         num_ranks: Number of ranks.
-        argument: The bench section, a seed and the hosts.
+        argument: The bench section, the layer's sizes, a seed and the hosts.
 
     Returns:
         `visits`: the fields of `Visit` each.
     """
     torch.manual_seed(argument["seed"] + rank)
-    layers = _layers(argument)
+    own = {
+        "sizes": MoESizes(**argument["sizes"]),
+        "seed": argument["seed"],
+        "ranks": expert_ranks(),
+        "workspace": Workspace(),
+    }
+    layers = {n: own_layer(**own, pipeline=PipelineConfig(num_chunks=n), name=f"n{n}") for n in CHUNK_COUNTS}
+    adaptive_layer = own_layer(**own, pipeline=PipelineConfig(num_chunks="auto"))
     data = {
         tokens: torch.randn(2, int(tokens * (UNEVEN if rank else 1)), argument["d_model"])
         for tokens in argument["batch_tokens"]
@@ -124,14 +126,13 @@ def rank_main(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, 
         for layer in layers.values():
             step(layer, *data[tokens])
     visits = []
-    adaptive_layer = own_layer(**_own_arguments(argument), pipeline=PipelineConfig(num_chunks="auto"))
-    for link, tokens in _order(argument):
-        if link is not None:
+    for rate_mbit, tokens in _order(argument):
+        if rate_mbit is not None:
             dist.barrier()
             if rank == 0 and hosts:
-                set_rate(hosts, link)
+                set_rate(hosts, rate_mbit)
             dist.barrier()
-            name = f"{link / 1000:g}gbit" if link else "loopback"
+            name = label(rate_mbit)
         visits.append({"link": name, "tokens": tokens, **_visit(adaptive_layer, layers, data[tokens])})
     return {"visits": visits}
 
@@ -140,29 +141,12 @@ def _order(argument: dict[str, Any]) -> Iterator[tuple[float | None, int]]:
     """(the link where it changes, the batch) of every visit, the same on all ranks."""
     generator = torch.Generator().manual_seed(argument["seed"])
     batches = argument["batch_tokens"]
-    for link in argument["links_mbit"]:
+    for rate_mbit in argument["links_mbit"]:
         picked: list[int] = []
         while len(picked) < argument["repeats"]:
             picked += [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
         for number, tokens in enumerate(picked[: argument["repeats"]]):
-            yield (link if number == 0 else None), tokens
-
-
-def _own_arguments(argument: dict[str, Any]) -> dict[str, Any]:
-    sizes = MoESizes(
-        num_experts=argument["num_experts"],
-        top_k=argument["top_k"],
-        d_model=argument["d_model"],
-        d_hidden=argument["d_hidden"],
-        gated=False,
-        activation="relu",
-    )
-    return {"sizes": sizes, "seed": argument["seed"], "ranks": expert_ranks(), "workspace": Workspace()}
-
-
-def _layers(argument: dict[str, Any]) -> dict[int, MoELayer]:
-    shared = _own_arguments(argument)
-    return {n: own_layer(**shared, pipeline=PipelineConfig(num_chunks=n), name=f"n{n}") for n in CHUNK_COUNTS}
+            yield (rate_mbit if number == 0 else None), tokens
 
 
 def _visit(adaptive_layer: MoELayer, layers: dict[int, MoELayer], data: torch.Tensor) -> dict[str, Any]:

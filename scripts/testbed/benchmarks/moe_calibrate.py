@@ -1,19 +1,14 @@
 """Calibration: measures this machine and a link, and keeps the device file for layers that choose by themselves."""
 
 import logging
-import os
-from contextlib import ExitStack
 from pathlib import Path
 
 from configs.schema import Config
-from configs.sections import LayerSizes
-from configs.typed import ConfigError
 from moe_pipeline.plan.device import Device, Speed, device_json
-from scripts.testbed import launch, plots
+from scripts.testbed import launch, link, plots
+from scripts.testbed.benchmarks.own_layer import sizes_of
 from scripts.testbed.calibration import calibrate
-from scripts.testbed.files import write_text
-from scripts.testbed.network import NetworkError, shaped_hosts
-from scripts.testbed.peers import MoESizes
+from scripts.testbed.files import cache_folder, write_text
 from scripts.testbed.report import Section, Table, figure
 from scripts.testbed.rows import Row
 
@@ -33,16 +28,11 @@ def tune(config: Config, run: launch.Run) -> launch.Outcome:
         ConfigError: Where this machine cannot shape links.
     """
     layer, rate_mbit = config.tune.layer, config.tune.link_mbit
-    link = f"{rate_mbit / 1000:g}gbit" if rate_mbit else "loopback"
-    name = f"cpu_{layer.num_ranks}rank_{link}"
-    with ExitStack() as stack:
-        try:
-            hosts = stack.enter_context(shaped_hosts(layer.num_ranks, rate_mbit=rate_mbit)) if rate_mbit else ()
-        except NetworkError as error:
-            raise ConfigError(f"tune.link_mbit: {error}; or calibrate loopback: tune.link_mbit=0") from error
+    name = f"cpu_{layer.num_ranks}rank_{link.label(rate_mbit)}"
+    with link.joined(layer.num_ranks, rate_mbit, loopback="tune.link_mbit=0") as hosts:
         logger.info("measuring %s", name)
         device = calibrate(
-            sizes(layer),
+            sizes_of(layer, gated=layer.gated, activation=layer.activation),
             hosts=hosts,
             num_ranks=layer.num_ranks,
             folder=run.folder / name,
@@ -59,30 +49,13 @@ def tune(config: Config, run: launch.Run) -> launch.Outcome:
     )
 
 
-def sizes(layer: LayerSizes) -> MoESizes:
-    """A layer's sizes as its peers take them.
-
-    Args:
-        layer: Of the configuration.
-    """
-    return MoESizes(
-        num_experts=layer.num_experts,
-        top_k=layer.top_k,
-        d_model=layer.d_model,
-        d_hidden=layer.d_hidden,
-        gated=layer.gated,
-        activation=layer.activation,
-    )
-
-
 def kept_file(name: str) -> Path:
     """Where a calibrated device is kept between runs, by the platform's convention.
 
     Args:
         name: The device's.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "quartet" / "devices" / f"{name}.json"
+    return cache_folder() / "devices" / f"{name}.json"
 
 
 def _speeds(device: Device) -> dict[str, Speed]:

@@ -18,7 +18,7 @@ from moe_pipeline.plan.call import plan_call
 from moe_pipeline.plan.device import Device, DeviceError, load_device
 from moe_pipeline.plan.ledger import LayerShape, balanced_partition
 from moe_pipeline.plan.rings import HiddenShape
-from moe_pipeline.plan.selector import Candidate, candidates, select
+from moe_pipeline.plan.selector import Candidate, candidates, select, within
 from moe_pipeline.plan.simulator import simulate
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks.moe_memory import HIDDEN_PER_WIDTH, PAPER_WIDTHS
@@ -62,7 +62,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     pages = []
     for name in section.devices:
         device = _device(section, name)
-        budget = _budget(section, device)
+        budget = within(device, section.device_budget_bytes, section.host_budget_bytes)
         cases[device.name] = [_simulate(section, device, budget, num_ranks) for num_ranks in sorted(section.ranks)]
         rows += [row for case in cases[device.name] for row in _rows(device.name, case)]
         summary |= _summary(device.name, cases[device.name])
@@ -135,14 +135,6 @@ def layer_shape(section: ClustersSection, num_ranks: int) -> LayerShape:
         hidden=HiddenShape(d_hidden=d_hidden, gated=section.gated, in_place=not section.gated),
         num_experts=num_ranks if section.num_experts is None else section.num_experts,
         num_ranks=num_ranks,
-    )
-
-
-def _budget(section: ClustersSection, device: Device) -> Budget:
-    device_bytes, host_bytes = section.device_budget_bytes, section.host_budget_bytes
-    return Budget(
-        device_bytes=device.memory_bytes if device_bytes is None else device_bytes,
-        host_bytes=device.host_bytes if host_bytes is None else host_bytes,
     )
 
 

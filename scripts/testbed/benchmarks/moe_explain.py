@@ -7,9 +7,9 @@ from configs.typed import ConfigError
 from moe_pipeline.plan.budget import Budget, BudgetError
 from moe_pipeline.plan.device import Device, DeviceError, load_device
 from moe_pipeline.plan.ledger import LayerShape
-from moe_pipeline.plan.rings import HiddenShape
-from moe_pipeline.plan.selector import Candidate, candidates, select
+from moe_pipeline.plan.selector import Candidate, candidates, select, within
 from scripts.testbed import launch, plots
+from scripts.testbed.benchmarks.own_layer import layer_shape, sizes_of
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
 
@@ -28,10 +28,16 @@ def tune(config: Config, run: launch.Run) -> launch.Outcome:
     Raises:
         ConfigError: Where the device cannot be read or nothing fits.
     """
-    shape = layer_shape(config)
+    layer = config.tune.layer
+    shape = layer_shape(
+        sizes_of(layer, gated=layer.gated, activation=layer.activation),
+        num_tokens=layer.num_tokens,
+        num_ranks=layer.num_ranks,
+        element_bytes=layer.element_bytes,
+    )
     try:
         device = load_device(config.tune.device)
-        budget = _budget(config, device)
+        budget = within(device, config.tune.device_budget_bytes, config.tune.host_budget_bytes)
         found = candidates(shape, device, budget=budget)
         for one in found:
             logger.info("%s", one)
@@ -50,34 +56,6 @@ def tune(config: Config, run: launch.Run) -> launch.Outcome:
             "refused": sum(bool(one.refused) for one in found),
         },
         sections=(_section(shape, device, budget, found, chosen),),
-    )
-
-
-def _budget(config: Config, device: Device) -> Budget:
-    device_bytes, host_bytes = config.tune.device_budget_bytes, config.tune.host_budget_bytes
-    return Budget(
-        device_bytes=device.memory_bytes if device_bytes is None else device_bytes,
-        host_bytes=device.host_bytes if host_bytes is None else host_bytes,
-    )
-
-
-def layer_shape(config: Config) -> LayerShape:
-    """The layer of a tuning run.
-
-    Args:
-        config: The run's configuration.
-    """
-    layer = config.tune.layer
-    return LayerShape(
-        tokens=layer.num_tokens,
-        top_k=layer.top_k,
-        d_model=layer.d_model,
-        hidden=HiddenShape(
-            d_hidden=layer.d_hidden, gated=layer.gated, in_place=layer.activation == "relu" and not layer.gated
-        ),
-        num_experts=layer.num_experts,
-        num_ranks=layer.num_ranks,
-        element_bytes=layer.element_bytes,
     )
 
 

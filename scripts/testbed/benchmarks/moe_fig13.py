@@ -59,8 +59,10 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         "paper_mean_overhead_percent": statistics.mean(
             moe_paper.OVERHEAD_PERCENT[key][chosen] for key, chosen in moe_paper.CHOSEN.items()
         ),
-        "oracle_percent": statistics.mean(min(case.measured_percent.values()) for case in found),
-        "best_fixed_percent": min(statistics.mean(case.measured_percent[s] for case in found) for s in STRATEGIES),
+        "paper_oracle_percent": statistics.mean(min(case.measured_percent.values()) for case in found),
+        "paper_best_fixed_percent": min(
+            statistics.mean(case.measured_percent[s] for case in found) for s in STRATEGIES
+        ),
         "searched_chunks_mean_overhead_percent": mean_overhead(cases(device, search=True)),
         "one_expert_a_rank_mean_overhead_percent": mean_overhead(cases(device, one_expert=True)),
         "overhead_median_error_points": statistics.median(

@@ -1,15 +1,11 @@
 """Figure 3: how much compute, messages and copies slow each other, measured here beside the paper's table."""
 
-from contextlib import ExitStack
-
 from configs.schema import Config
-from configs.typed import ConfigError
 from moe_pipeline.plan.device import Device, load_device
 from moe_pipeline.plan.schedule import Stream
-from scripts.testbed import launch
+from scripts.testbed import launch, link
+from scripts.testbed.benchmarks.own_layer import sizes_of
 from scripts.testbed.calibration import calibrate
-from scripts.testbed.network import NetworkError, shaped_hosts
-from scripts.testbed.peers import MoESizes
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
 
@@ -35,21 +31,14 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         ConfigError: Where this machine cannot shape links.
     """
     bench, rate_mbit = config.bench, config.bench.links_mbit[0]
-    sizes = MoESizes(
-        num_experts=bench.num_experts,
-        top_k=bench.top_k,
-        d_model=bench.d_model,
-        d_hidden=bench.d_hidden,
-        gated=False,
-        activation="relu",
-    )
-    with ExitStack() as stack:
-        try:
-            hosts = stack.enter_context(shaped_hosts(NUM_RANKS, rate_mbit=rate_mbit)) if rate_mbit else ()
-        except NetworkError as error:
-            raise ConfigError(f"bench.links_mbit: {error}; or measure loopback: bench.links_mbit=[0]") from error
+    with link.joined(NUM_RANKS, rate_mbit, loopback="bench.links_mbit=[0]") as hosts:
         here = calibrate(
-            sizes, hosts=hosts, num_ranks=NUM_RANKS, folder=run.folder / "ranks", repeats=bench.repeats, name="here"
+            sizes_of(bench),
+            hosts=hosts,
+            num_ranks=NUM_RANKS,
+            folder=run.folder / "ranks",
+            repeats=bench.repeats,
+            name="here",
         )
     paper = load_device(PAPER_DEVICE)
     summary: dict[str, float | int | str | None] = {
@@ -65,15 +54,14 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         for provider, device in (("moe_pipeline", here), ("paper", paper))
         for stream, other in HERE
     ]
-    link = f"{rate_mbit:g} Mbit/s" if rate_mbit else "loopback"
-    return launch.Outcome(rows=tuple(rows), summary=summary, sections=(_section(here, paper, link),))
+    return launch.Outcome(rows=tuple(rows), summary=summary, sections=(_section(here, paper, link.label(rate_mbit)),))
 
 
 def _alpha(device: Device, stream: Stream, other: Stream) -> float:
     return device.interference.alpha(stream, frozenset({other}))
 
 
-def _section(here: Device, paper: Device, link: str) -> Section:
+def _section(here: Device, paper: Device, link_name: str) -> Section:
     def cell(stream: Stream, other: Stream) -> str:
         if stream == other:
             return "1"
@@ -90,7 +78,7 @@ def _section(here: Device, paper: Device, link: str) -> Section:
     )
     return Section(
         title="Figure 3: speed of the row's stream while the column's runs",
-        note=f"Paper (64 A100, printed) / measured here (two ranks of one core each, {link}). On a CPU one thread "
+        note=f"Paper (64 A100, printed) / measured here (two ranks of one core each, {link_name}). On a CPU one thread "
         "computes and copies, so these two never run at once; a message costs its sender and receiver a share of the "
         "core that computes, which is the interference there is.",
         table=Table(headers=("", *STREAMS, "all"), rows=rows),

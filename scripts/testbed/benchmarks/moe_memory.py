@@ -20,11 +20,10 @@ import torch.distributed as dist
 from configs.schema import Config
 from moe_pipeline import MoELayer, PipelineConfig
 from moe_pipeline.config import Restore
-from moe_pipeline.plan.ledger import LayerShape, Ledger, ledger
-from moe_pipeline.plan.rings import HiddenShape
+from moe_pipeline.plan.ledger import Ledger, ledger
 from moe_pipeline.run.ranks import expert_ranks
 from scripts.testbed import launch, plots
-from scripts.testbed.benchmarks.own_layer import own_layer, step
+from scripts.testbed.benchmarks.own_layer import layer_shape, own_layer, step
 from scripts.testbed.live_bytes import peak_bytes
 from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
@@ -149,15 +148,7 @@ def _sizes(argument: dict[str, Any], width: int) -> MoESizes:
 
 
 def _ledger(sizes: MoESizes, tokens: int, plan: PipelineConfig) -> Ledger:
-    shape = LayerShape(
-        tokens=tokens,
-        top_k=sizes.top_k,
-        d_model=sizes.d_model,
-        hidden=HiddenShape(d_hidden=sizes.d_hidden, gated=sizes.gated, in_place=sizes.activation == "relu"),
-        num_experts=sizes.num_experts,
-        num_ranks=NUM_RANKS,
-    )
-    return ledger(shape, plan)
+    return ledger(layer_shape(sizes, num_tokens=tokens, num_ranks=NUM_RANKS), plan)
 
 
 def _data(rank: int, seed: int, tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

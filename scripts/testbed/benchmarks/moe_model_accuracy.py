@@ -8,7 +8,6 @@ import itertools
 import logging
 import statistics
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,19 @@ import torch
 import torch.distributed as dist
 
 from configs.schema import Config
-from configs.typed import ConfigError
 from moe_pipeline import MoELayer, PipelineConfig
 from moe_pipeline.config import Restore
 from moe_pipeline.plan.call import plan_call
 from moe_pipeline.plan.device import Device, device_json
-from moe_pipeline.plan.ledger import LayerShape
 from moe_pipeline.plan.partition import partition
-from moe_pipeline.plan.rings import HiddenShape
 from moe_pipeline.plan.simulator import step_us
 from moe_pipeline.routing import expert_counts
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.ranks import expert_ranks
-from scripts.testbed import launch, plots
-from scripts.testbed.benchmarks.own_layer import alternate, own_layer, step
+from scripts.testbed import launch, link, plots
+from scripts.testbed.benchmarks.own_layer import alternate, layer_shape, own_layer, sizes_of, step
 from scripts.testbed.calibration import calibrate
 from scripts.testbed.files import write_text
-from scripts.testbed.network import NetworkError, shaped_hosts
 from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Section, Table
@@ -74,28 +69,13 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     Raises:
         ConfigError: Where this machine cannot shape links.
     """
-    found: list[Case] = []
-    for rate_mbit in config.bench.links_mbit:
-        try:
-            found += _link(config, run.folder, rate_mbit)
-        except NetworkError as error:
-            raise ConfigError(f"bench.links_mbit: {error}; or measure loopback alone: bench.links_mbit=[0]") from error
+    found = [case for rate_mbit in config.bench.links_mbit for case in _link(config, run.folder, rate_mbit)]
     return launch.Outcome(rows=tuple(_rows(found)), summary=_summary(found), sections=(_section(config, found),))
 
 
 def _link(config: Config, folder: Path, rate_mbit: float) -> list[Case]:
-    bench = config.bench
-    name = f"{rate_mbit / 1000:g}gbit" if rate_mbit else "loopback"
-    sizes = MoESizes(
-        num_experts=bench.num_experts,
-        top_k=bench.top_k,
-        d_model=bench.d_model,
-        d_hidden=bench.d_hidden,
-        gated=False,
-        activation="relu",
-    )
-    with ExitStack() as stack:
-        hosts = stack.enter_context(shaped_hosts(NUM_RANKS, rate_mbit=rate_mbit)) if rate_mbit else ()
+    bench, name, sizes = config.bench, link.label(rate_mbit), sizes_of(config.bench)
+    with link.joined(NUM_RANKS, rate_mbit, loopback="bench.links_mbit=[0]") as hosts:
         logger.info("link %s: micro-benchmarks", name)
         device = calibrate(
             sizes,
@@ -179,14 +159,7 @@ def _all_counts(own: Sequence[int], num_ranks: int) -> list[list[int]]:
 def _predict(sizes: MoESizes, case: dict[str, Any], counts: Sequence[Sequence[int]], device: Device) -> float:
     """The slowest rank's step by the simulator, with the very rows that were routed."""
     local = sizes.num_experts // NUM_RANKS
-    shape = LayerShape(
-        tokens=case["tokens"],
-        top_k=sizes.top_k,
-        d_model=sizes.d_model,
-        hidden=HiddenShape(d_hidden=sizes.d_hidden, gated=sizes.gated, in_place=True),
-        num_experts=sizes.num_experts,
-        num_ranks=NUM_RANKS,
-    )
+    shape = layer_shape(sizes, num_tokens=case["tokens"], num_ranks=NUM_RANKS)
     config = PipelineConfig(num_chunks=case["num_chunks"], restore=case["restore"])
     per_rank = [[tuple(rows[other * local : (other + 1) * local]) for other in range(NUM_RANKS)] for rows in counts]
     times_us = []

@@ -8,7 +8,6 @@ nothing.
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,13 @@ import torch
 import torch.distributed as dist
 
 from configs.schema import Config
-from configs.typed import ConfigError
 from moe_pipeline import PipelineConfig
 from moe_pipeline.layer import recorded
 from moe_pipeline.plan.timeline import Timeline
 from moe_pipeline.run.ranks import expert_ranks
 from scripts.testbed import launch, link, plots
-from scripts.testbed.benchmarks.own_layer import alternate, own_layer, step
+from scripts.testbed.benchmarks.own_layer import alternate, own_layer, sizes_of, step
 from scripts.testbed.files import write_text
-from scripts.testbed.network import NetworkError, shaped_hosts
 from scripts.testbed.peers import MoESizes, deepspeed_layer
 from scripts.testbed.ranks import run_ranks
 from scripts.testbed.report import Section, Table, figure
@@ -36,7 +33,7 @@ logger = logging.getLogger(__name__)
 NUM_RANKS = 2
 SEQUENTIAL = "n1"
 SECONDS_PER_STEP = 30.0  # far above any step here; a link that hangs ends the run
-LOOPBACK = "loopback"
+LOOPBACK = link.label(0)
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     Raises:
         ConfigError: Where this machine cannot shape links.
     """
-    results = []
-    for rate_mbit in config.bench.links_mbit:
-        try:
-            results.append(_measure(config, run.folder, rate_mbit))
-        except NetworkError as error:
-            raise ConfigError(f"bench.links_mbit: {error}; or measure loopback alone: bench.links_mbit=[0]") from error
+    results = [_measure(config, run.folder, rate_mbit) for rate_mbit in config.bench.links_mbit]
     rows = tuple(row for result in results for row in _rows(result))
     summary: dict[str, float | int | str | None] = {}
     for result in results:
@@ -83,10 +75,8 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
 
 
 def _measure(config: Config, folder: Path, rate_mbit: float) -> LinkResult:
-    name = f"{rate_mbit / 1000:g}gbit" if rate_mbit else LOOPBACK
-    bench = config.bench
-    with ExitStack() as stack:
-        hosts = stack.enter_context(shaped_hosts(NUM_RANKS, rate_mbit=rate_mbit)) if rate_mbit else ()
+    name, bench = link.label(rate_mbit), config.bench
+    with link.joined(NUM_RANKS, rate_mbit, loopback="bench.links_mbit=[0]") as hosts:
         logger.info("link %s: all-to-all curve", name)
         points = link.curve(hosts, num_ranks=NUM_RANKS, folder=folder / name / "curve", repeats=bench.repeats)
         for point in points:
@@ -94,7 +84,7 @@ def _measure(config: Config, folder: Path, rate_mbit: float) -> LinkResult:
                 "  %5.0f KiB  %8.0f us  %.2f Gbit/s", point.size_bytes / 1024, point.median_us, point.gbit_per_s
             )
         logger.info("link %s: steps", name)
-        argument = {**asdict(bench), "seed": config.seed, "folder": str((folder / name).resolve())}
+        argument = {**asdict(bench), "seed": config.seed, "sizes": asdict(sizes_of(bench))}
         num_steps = (bench.repeats + bench.warmup) * (len(bench.chunks) * 3 + 3)
         results = run_ranks(
             "scripts.testbed.benchmarks.moe_overlap:rank_main",
@@ -116,20 +106,13 @@ def rank_main(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, 
     Args:
         rank: This rank.
         num_ranks: Number of ranks.
-        argument: The bench section, a seed and a folder.
+        argument: The bench section, the layer's sizes and a seed.
 
     Returns:
         The fields of `LinkResult`, but for the curve.
     """
     torch.manual_seed(argument["seed"] + rank)
-    sizes = MoESizes(
-        num_experts=argument["num_experts"],
-        top_k=argument["top_k"],
-        d_model=argument["d_model"],
-        d_hidden=argument["d_hidden"],
-        gated=False,
-        activation="relu",
-    )
+    sizes = MoESizes(**argument["sizes"])
     layers = _layers(sizes, argument)
     x_TM = torch.randn(argument["num_tokens"], sizes.d_model)
     grad_TM = torch.randn_like(x_TM)

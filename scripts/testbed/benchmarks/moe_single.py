@@ -10,7 +10,7 @@ from torch import nn
 
 from configs.schema import Config
 from scripts.testbed import launch, plots
-from scripts.testbed.benchmarks.own_layer import own_layer, step
+from scripts.testbed.benchmarks.own_layer import own_layer, sizes_of, step
 from scripts.testbed.peers import MoESizes, deepspeed_layer, hugging_face
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
@@ -29,14 +29,7 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         run: Where to write.
     """
     bench = config.bench
-    sizes = MoESizes(
-        num_experts=bench.num_experts,
-        top_k=bench.top_k,
-        d_model=bench.d_model,
-        d_hidden=bench.d_hidden,
-        gated=True,
-        activation="silu",
-    )
+    sizes = sizes_of(bench, gated=True, activation="silu")
     layers: dict[str, nn.Module] = {
         OURS: own_layer(sizes, seed=config.seed),
         "hf_eager": hugging_face(sizes, implementation="eager", seed=config.seed),

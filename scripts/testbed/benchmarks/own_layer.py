@@ -8,11 +8,53 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import moe_pipeline
+from configs.sections import BenchConfig, LayerSizes
 from moe_pipeline import PipelineConfig
 from moe_pipeline.dispatch import local_part
+from moe_pipeline.plan.ledger import LayerShape
+from moe_pipeline.plan.rings import HiddenShape
 from moe_pipeline.run.buffers import Workspace
 from moe_pipeline.run.ranks import ExpertRanks
-from scripts.testbed.peers import MoESizes, draw_weights
+from scripts.testbed.peers import Activation, MoESizes, draw_weights
+
+
+def sizes_of(layer: BenchConfig | LayerSizes, *, gated: bool = False, activation: Activation = "relu") -> MoESizes:
+    """Sizes of a configuration as layers take them.
+
+    Args:
+        layer: A section that names experts and widths.
+        gated: Whether experts are gated.
+        activation: Between an expert's two products.
+    """
+    return MoESizes(
+        num_experts=layer.num_experts,
+        top_k=layer.top_k,
+        d_model=layer.d_model,
+        d_hidden=layer.d_hidden,
+        gated=gated,
+        activation=activation,
+    )
+
+
+def layer_shape(sizes: MoESizes, *, num_tokens: int, num_ranks: int, element_bytes: int = 4) -> LayerShape:
+    """Sizes of a layer as plans take them.
+
+    Args:
+        sizes: Over all ranks.
+        num_tokens: Of each rank.
+        num_ranks: Ranks that share the experts.
+        element_bytes: Bytes of an element.
+    """
+    in_place = sizes.activation == "relu" and not sizes.gated
+    return LayerShape(
+        tokens=num_tokens,
+        top_k=sizes.top_k,
+        d_model=sizes.d_model,
+        hidden=HiddenShape(d_hidden=sizes.d_hidden, gated=sizes.gated, in_place=in_place),
+        num_experts=sizes.num_experts,
+        num_ranks=num_ranks,
+        element_bytes=element_bytes,
+    )
 
 
 def own_layer(
