@@ -72,7 +72,7 @@ def calibrate(
     }
     return Device(
         name=name,
-        origin="measured by scripts.tune experiment=moe_pipeline/calibrate",
+        origin="Measured by scripts.tune experiment=moe_pipeline/calibrate.",
         **speeds,
         node_message=speeds["message"],
         ranks_per_node=1,

@@ -101,7 +101,7 @@ def timelines(lanes: Mapping[str, Sequence[tuple[str, str, float, float]]], *, t
 def _name(figure: Figure, count: int) -> None:
     """Say which colour is whose, if there are several."""
     if count > FEW_NAMES:
-        figure.legend(loc="outside lower center", ncols=FEW_NAMES, frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=FEW_NAMES - 1, frameon=False, fontsize=8)
     elif count > 1:
         figure.axes[0].legend(frameon=False, fontsize=8)
 

@@ -55,7 +55,7 @@ def figure(value: object) -> str:
     """A figure with as many digits as it deserves."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _plain(value: object) -> object:

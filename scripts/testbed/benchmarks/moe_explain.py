@@ -10,7 +10,7 @@ from moe_pipeline.plan.ledger import LayerShape
 from moe_pipeline.plan.selector import Candidate, candidates, select, within
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks.own_layer import layer_shape, sizes_of
-from scripts.testbed.report import Section, Table
+from scripts.testbed.report import Section, Table, figure
 from scripts.testbed.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ def _section(
     return Section(
         title=f"n={chosen.num_chunks} with {chosen.restore} on {device.name}",
         note=f"{shape.tokens:,} tokens a rank x {shape.d_model}, hidden {shape.hidden.d_hidden}, {shape.num_experts} "
-        f"experts on {shape.num_ranks} ranks, top {shape.top_k}; all times are simulated on a device that is "
-        f"{device.origin}. The fastest pair that may be taken is chosen; within 1 % less host memory, then fewer "
-        f"copies, then fewer chunks decide. Budgets: {budget.device_bytes} bytes, {budget.host_bytes} on the host.",
+        f"experts on {shape.num_ranks} ranks, top {shape.top_k}; all times are simulated. {device.origin} The fastest "
+        "pair that may be taken is chosen; within 1 % less host memory, then fewer copies, then fewer chunks decide. "
+        f"Budgets: {figure(budget.device_bytes)} bytes on the device, {figure(budget.host_bytes)} on the host.",
         plots=(
             plots.curves(by_chunks, title="Step", x_label="chunks n", y_label="ms (simulated)"),
             plots.curves(
