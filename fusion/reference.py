@@ -50,8 +50,8 @@ def run(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
             case Elementwise(x, "mask", str(operand)):
                 values[x] = values[x].masked_fill(~along(operand, x), -torch.inf)
             case Elementwise(x, operation, str() | float() as operand):
-                y = along(operand, x) if isinstance(operand, str) else operand
-                values[x] = values[x] + y if operation == "add" else values[x] * y
+                y = along(operand, x) if isinstance(operand, str) else torch.full_like(values[x], operand)
+                values[x] = _combine(values[x], operation, y)
             case Causal(x, row, column, diagonal):
                 row_index, column_index = (
                     _along(torch.arange(chain.sizes[letter], device=values[x].device), letter, letters[x])
@@ -77,6 +77,23 @@ def _activation(x: Tensor, operation: str) -> Tensor:
             return functional.silu(x)
         case _:
             return functional.gelu(x, approximate="tanh" if operation == "gelu_tanh" else "none")
+
+
+def _combine(x: Tensor, operation: str, y: Tensor) -> Tensor:
+    match operation:
+        case "add":
+            return x + y
+        case "mul":
+            return x * y
+        case "exp_minus":
+            return torch.exp(x - y.masked_fill(y == -torch.inf, torch.inf))
+        case "relu_grad":
+            return x * (y > 0)
+        case "silu_grad":
+            return torch.ops.aten.silu_backward(x, y.expand_as(x))
+        case _:
+            approximate = "tanh" if operation == "gelu_tanh_grad" else "none"
+            return torch.ops.aten.gelu_backward(x, y.expand_as(x), approximate=approximate)
 
 
 def _softmax(x: Tensor, dim: int) -> Tensor:

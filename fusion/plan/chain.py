@@ -1,4 +1,4 @@
-"""A chain of one to three matrix products as a value: what to compute, nothing about how.
+"""A chain of matrix products as a value: what to compute, nothing about how.
 
 What a search and an emitter ask of it are properties: the loops, the letters that index each tensor, what each product
 sums over, what stands between the products, and the traffic with and without fusion.

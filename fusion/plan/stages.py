@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["identity", "relu", "gelu", "gelu_tanh", "silu"]
-Operation = Literal["add", "mul", "mask", "relu", "gelu", "gelu_tanh", "silu"]
+ActivationGrad = Literal["relu_grad", "gelu_grad", "gelu_tanh_grad", "silu_grad"]
+Operation = Literal[
+    "add", "mul", "mask", "relu", "gelu", "gelu_tanh", "silu",
+    "relu_grad", "gelu_grad", "gelu_tanh_grad", "silu_grad", "exp_minus",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Elementwise:
 
     `add` and `mul` take a number (scale) or a tensor over some of x's letters (bias, residual, additive mask, gate).
     `mask` takes a boolean input likewise, True = takes part, and leaves -inf elsewhere.
-    Activations take None; `gelu` is the exact one.
+    Activations take None; `gelu` is the exact one. Their gradients multiply x by the derivative at the operand.
+    `exp_minus` is exp(x - operand), a softmax whose log-sum-exp is known; where the operand is -inf the result is zero.
     """
 
     x: str

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import get_args
 
 from fusion.plan.stages import (
+    Activation,
     Causal,
     Dim,
     Elementwise,
@@ -17,7 +18,7 @@ from fusion.plan.stages import (
     product_dims,
 )
 
-MAX_PRODUCTS = 3
+MAX_PRODUCTS = 4  # three in a row, one of them gated
 
 
 def verify(dims: tuple[Dim, ...], inputs: tuple[Input, ...], stages: tuple[Stage, ...]) -> None:
@@ -155,7 +156,7 @@ class _Walk:
         operation, operand = stage.operation, stage.operand
         accepted = get_args(Operation)
         _require(operation in accepted, where, f"operation={operation!r} must be one of {accepted}")
-        if operation not in ("add", "mul", "mask"):
+        if operation in get_args(Activation):
             _require(operand is None, where, f"operand={operand!r} must be None for {operation!r}")
         elif isinstance(operand, str):
             letters = self.tensors[operand]
@@ -171,10 +172,12 @@ class _Walk:
             )
             self.summed[stage.x] |= self.summed.get(operand, set())
         else:
-            number = type(operand) is float and math.isfinite(operand) and operation != "mask"
+            number = type(operand) is float and math.isfinite(operand) and operation in ("add", "mul")
             _require(number, where, f"operand={operand!r} must be a tensor's name, or for add and mul a finite float")
         if operation == "mask":
             self.masked.add(stage.x)
+        if operation == "exp_minus":
+            self.masked.discard(stage.x)
         _require(
             stage.x not in self.masked or operation in ("add", "mask"),
             where,
