@@ -160,7 +160,7 @@ def test_adding_after_a_mask_is_harmless():
 
 def test_a_chain_has_one_to_four_products_and_no_leftovers():
     refused(ValueError, "0 products; accepted are 1 to 4", stages=())
-    copies = tuple(MatMul(f"C{i}", "A", "B", over="K") for i in range(3))
+    copies = tuple(MatMul(f"C{i}", "A", "B", over="K") for i in range(4))
     refused(ValueError, "5 products; accepted are 1 to 4", stages=(*copies, C))
     refused(ValueError, "nothing reads D", stages=(C,))
     refused(ValueError, "nothing reads U", stages=(C, MatMul("U", "A", "B", over="K"), E))
