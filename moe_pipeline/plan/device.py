@@ -133,8 +133,12 @@ class Device:
     """Whether the thread that computes also copies, issues and waits, as on a CPU."""
     issue_us: float
     """What issuing an operation costs that thread; streams of a GPU are filled ahead."""
+    send_us: float
+    """What starting an all-to-all costs that thread beside."""
     messages_at_once: int
     """All-to-alls that share the link when several are under way; 1 where they queue."""
+    together_gain: float
+    """Rate of so many at once, of all together, relative to one alone: one may leave a direction of the link idle."""
     memory_bytes: int
     host_bytes: int
     pinned: bool

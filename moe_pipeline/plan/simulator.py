@@ -61,7 +61,8 @@ def _alone_us(schedule: Schedule, work: CallWork, shape: LayerShape, device: Dev
     times_us, issuing_us = [], 0.0
     for op in schedule.ops:
         time_us = work.of(op).time_us(device, shape.num_ranks)
-        issuing_us += device.issue_us if device.one_thread else 0.0
+        if device.one_thread:
+            issuing_us += device.issue_us + (device.send_us if op.stream == "comm" else 0.0)
         if op.stream != "comm":
             time_us, issuing_us = time_us + issuing_us, 0.0
         times_us.append(time_us)
@@ -147,8 +148,8 @@ class _Execution:
 
     def _speeds(self) -> list[float]:
         streams = [self._ops[one.position].stream for one in self._running]
-        active = frozenset(streams)
+        active, messages = frozenset(streams), streams.count("comm")
+        share = min(1.0, self._device.together_gain / messages) if messages > 1 else 1.0
         return [
-            self._device.interference.alpha(stream, active) / (streams.count(stream) if stream == "comm" else 1)
-            for stream in streams
+            self._device.interference.alpha(stream, active) * (share if stream == "comm" else 1.0) for stream in streams
         ]

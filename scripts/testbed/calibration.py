@@ -32,6 +32,7 @@ PRODUCT_ROWS = (32, 128, 512, 2048)
 ROWS_BYTES = tuple(KIB * 4**power for power in range(4, 9))  # 256 KiB to 64 MiB
 COPIED_BYTES = 4 * 1024 * KIB
 MESSAGE_BYTES = tuple(KIB * 4**power for power in range(2, 8))  # 16 KiB to 16 MiB
+TOGETHER_BYTES = 1024 * KIB
 OUTSIDE_TOKENS = (256, 1024, 4096)
 TINY, MANY_CHUNKS = 8, 8  # sizes of a layer whose operations take no time but that to issue them
 BUSY_S = 0.15  # how long a stream is kept busy while another is timed
@@ -80,7 +81,9 @@ def calibrate(
         interference=_interference(found["interference"]),
         one_thread=True,
         issue_us=found["issue_us"],
+        send_us=found["send_us"],
         messages_at_once=GLOO_THREADS,
+        together_gain=found["together_gain"],
         memory_bytes=found["memory_bytes"],
         host_bytes=found["memory_bytes"],
         pinned=True,
@@ -99,13 +102,16 @@ def measure(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, An
         The fields of the device that are measured.
     """
     sizes, repeats = MoESizes(**argument["sizes"]), argument["repeats"]
+    send_us = _sending_us(sizes, num_ranks, repeats)
     return {
         "product": _products(sizes, repeats),
         "rows": _rows(sizes, repeats),
-        "message": _messages(num_ranks, repeats),
+        "message": _messages(num_ranks, repeats, send_us=send_us),
         "copy": _copies(repeats),
         "outside": _outside(sizes, repeats),
         "issue_us": _issuing_us(sizes, num_ranks, repeats),
+        "send_us": send_us,
+        "together_gain": _together_gain(num_ranks, repeats),
         "interference": _beside_messages(sizes, num_ranks, repeats),
         "memory_bytes": _memory_bytes(),
     }
@@ -146,8 +152,8 @@ def _rows(sizes: MoESizes, repeats: int) -> dict[str, Any]:
     return {"latency_us": 0.0, "points": _growing(points)}
 
 
-def _messages(num_ranks: int, repeats: int) -> dict[str, Any]:
-    """Bytes that leave a rank -> bytes/s, beside the latency of the smallest."""
+def _messages(num_ranks: int, repeats: int, *, send_us: float) -> dict[str, Any]:
+    """Bytes that leave a rank -> bytes/s, beside the latency of the smallest; what sending costs is counted apart."""
     times_s = [_median_s(_Message(size, num_ranks).send, repeats, together=True) for size in MESSAGE_BYTES]
     slope_s = (times_s[-1] - times_s[-2]) / (MESSAGE_BYTES[-1] - MESSAGE_BYTES[-2])
     latency_s = max(0.0, times_s[0] - slope_s * MESSAGE_BYTES[0])
@@ -155,7 +161,34 @@ def _messages(num_ranks: int, repeats: int) -> dict[str, Any]:
         (float(num_bytes), num_bytes / max(1e-9, elapsed_s - latency_s))
         for num_bytes, elapsed_s in zip(MESSAGE_BYTES, times_s, strict=True)
     ]
-    return {"latency_us": 1e6 * latency_s, "points": _growing(points)}
+    return {"latency_us": max(0.0, 1e6 * latency_s - send_us), "points": _growing(points)}
+
+
+def _sending_us(sizes: MoESizes, num_ranks: int, repeats: int) -> float:
+    """What starting a small message costs a thread that has just computed and goes on computing."""
+    work, message, times_s = _product_of(sizes), _Message(MESSAGE_BYTES[0], num_ranks), []
+    for _ in range(repeats):
+        dist.barrier()
+        work()
+        start_ns = time.perf_counter_ns()
+        sent = message.start()
+        times_s.append((time.perf_counter_ns() - start_ns) / 1e9)
+        work()
+        sent.wait()
+    return 1e6 * statistics.median(times_s)
+
+
+def _together_gain(num_ranks: int, repeats: int) -> float:
+    """Rate of as many messages as may be under way at once, relative to that of one."""
+    messages = [_Message(TOGETHER_BYTES, num_ranks) for _ in range(GLOO_THREADS)]
+
+    def together() -> None:
+        for sent in [message.start() for message in messages]:
+            sent.wait()
+
+    alone_s = _median_s(messages[0].send, 3 * repeats, together=True)
+    gain = len(messages) * alone_s / _median_s(together, 3 * repeats, together=True)
+    return min(float(len(messages)), max(1.0, gain))
 
 
 def _copies(repeats: int) -> dict[str, Any]:

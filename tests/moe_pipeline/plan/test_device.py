@@ -50,6 +50,8 @@ def _devices(draw: st.DrawFn) -> Device:
         name=draw(st.text(max_size=5)),
         peer_us=draw(FINITE),
         issue_us=draw(FINITE),
+        send_us=draw(FINITE),
+        together_gain=draw(FINITE),
         interference=interference(table),
         one_thread=draw(st.booleans()),
         pinned=draw(st.booleans()),
@@ -103,7 +105,7 @@ BAD = [
     *[(name, value, value) for name in ("one_thread", "pinned") for value in (0, 1, "yes", None)],
     *[(name, value, value) for name in ("ranks_per_node", "messages_at_once", "memory_bytes", "host_bytes")
       for value in COUNTS],
-    *[(name, value, value) for name in ("peer_us", "issue_us") for value in NUMBERS],
+    *[(name, value, value) for name in ("peer_us", "issue_us", "send_us", "together_gain") for value in NUMBERS],
     *[("product.latency_us", value, value) for value in NUMBERS],
     *[("interference.comm.all", value, value) for value in [*NUMBERS, 0, 0.009, 1.001]],
     *[("copy.points", value, value) for value in ([], {}, None, "ab", [1, 2], [[1]], [[1, 2, 3]], [[1, 2], 3])],

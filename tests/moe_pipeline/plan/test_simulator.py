@@ -195,6 +195,14 @@ def test_two_messages_at_once_share_the_link() -> None:
     assert run_schedule(schedule, [10, 30], machine()) == [(0, 10), (10, 40)]
 
 
+def test_two_messages_may_fill_what_one_leaves_idle() -> None:
+    """9 and 30 from time 0: each at three quarters up to 12, then 21 left alone; never faster than one alone."""
+    schedule = Schedule((Op("dispatch", 0), Op("dispatch", 1)))
+    (_, first), (_, second) = run_schedule(schedule, [9, 30], machine(messages_at_once=2, together_gain=1.5))
+    assert (first, second) == (12, 33)
+    assert run_schedule(schedule, [9, 30], machine(messages_at_once=2, together_gain=2.5)) == [(0, 9), (0, 30)]
+
+
 def test_interference_by_hand() -> None:
     """A message of 10 at half speed beside compute of 12 at three quarters: at 16 compute is over, the message has 2
     left and ends at 18."""
@@ -256,6 +264,17 @@ def test_issuing_costs_the_thread_that_computes_and_no_stream(num_chunks: int) -
         free, costly = (machine(one_thread=one_thread, issue_us=issue_us) for issue_us in (0.0, 256.0))
         more = step_us(plan, shape, costly) - step_us(plan, shape, free)
         assert more == 256.0 * one_thread * (len(plan.forward.ops) + len(plan.backward.ops))
+
+
+def test_sending_costs_the_thread_that_computes_once_a_message() -> None:
+    hidden = HiddenShape(d_hidden=8, gated=False, in_place=True)
+    shape = LayerShape(tokens=16, top_k=1, d_model=4, hidden=hidden, num_experts=4, num_ranks=2)
+    config = PipelineConfig(num_chunks=2, overlap=False)
+    plan = plan_call("moe", config, balanced_partition(shape, config))
+    messages = [op for op in (*plan.forward.ops, *plan.backward.ops) if op.stream == "comm"]
+    for one_thread in (True, False):
+        free, costly = (machine(one_thread=one_thread, send_us=send_us) for send_us in (0.0, 256.0))
+        assert step_us(plan, shape, costly) - step_us(plan, shape, free) == 256.0 * one_thread * len(messages)
 
 
 def test_a_rank_that_only_receives_is_as_busy_as_the_one_that_sends() -> None:
