@@ -6,6 +6,7 @@ kept busy.
 """
 
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,13 +29,16 @@ from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
 
 KIB = 1024
+COLD_EXPERTS = 16  # whose weights and gradients do not fit into a core's caches together
 PRODUCT_ROWS = (32, 128, 512, 2048)
 ROWS_BYTES = tuple(KIB * 4**power for power in range(4, 9))  # 256 KiB to 64 MiB
 COPIED_BYTES = 4 * 1024 * KIB
 MESSAGE_BYTES = tuple(KIB * 4**power for power in range(2, 8))  # 16 KiB to 16 MiB
+PAUSE_PRODUCTS = 32
 TOGETHER_BYTES = 1024 * KIB
 OUTSIDE_TOKENS = (256, 1024, 4096)
 TINY, MANY_CHUNKS = 8, 8  # sizes of a layer whose operations take no time but that to issue them
+MOST_MESSAGES = 64
 BUSY_S = 0.15  # how long a stream is kept busy while another is timed
 GLOO_THREADS = 2  # of a process group, by torch's own default: so many messages are under way at once
 
@@ -106,7 +110,7 @@ def measure(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, An
     return {
         "product": _products(sizes, repeats),
         "rows": _rows(sizes, repeats),
-        "message": _messages(num_ranks, repeats, send_us=send_us),
+        "message": _messages(sizes, num_ranks, repeats, send_us=send_us),
         "copy": _copies(repeats),
         "outside": _outside(sizes, repeats),
         "issue_us": _issuing_us(sizes, num_ranks, repeats),
@@ -118,15 +122,21 @@ def measure(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, An
 
 
 def _products(sizes: MoESizes, repeats: int) -> dict[str, Any]:
-    """FLOP per product -> FLOP/s, over the six products of an expert's forward and backward."""
+    """FLOP per product -> FLOP/s, over the six products of an expert's forward and backward.
+
+    A step uses each expert's weights once: here, too, they come from memory, of one expert after the other.
+    """
     width, hidden = sizes.d_model, sizes.d_hidden
-    up_HM, down_MH = torch.randn(hidden, width), torch.randn(width, hidden)
+    experts = itertools.cycle(
+        [[torch.randn(size) for size in ((hidden, width), (width, hidden)) * 2] for _ in range(COLD_EXPERTS)]
+    )
     points = []
     for rows in PRODUCT_ROWS:
         x_RM, hidden_RH, out_RM = torch.randn(rows, width), torch.randn(rows, hidden), torch.empty(rows, width)
-        out_RH, grad_HM, grad_MH = torch.empty(rows, hidden), torch.empty(hidden, width), torch.empty(width, hidden)
+        out_RH = torch.empty(rows, hidden)
 
         def products() -> None:
+            up_HM, down_MH, grad_HM, grad_MH = next(experts)
             torch.mm(x_RM, up_HM.t(), out=out_RH)  # noqa: B023
             torch.mm(hidden_RH, down_MH.t(), out=out_RM)  # noqa: B023
             torch.mm(x_RM, down_MH, out=out_RH)  # noqa: B023
@@ -152,9 +162,20 @@ def _rows(sizes: MoESizes, repeats: int) -> dict[str, Any]:
     return {"latency_us": 0.0, "points": _growing(points)}
 
 
-def _messages(num_ranks: int, repeats: int, *, send_us: float) -> dict[str, Any]:
-    """Bytes that leave a rank -> bytes/s, beside the latency of the smallest; what sending costs is counted apart."""
-    times_s = [_median_s(_Message(size, num_ranks).send, repeats, together=True) for size in MESSAGE_BYTES]
+def _messages(sizes: MoESizes, num_ranks: int, repeats: int, *, send_us: float) -> dict[str, Any]:
+    """Bytes that leave a rank -> bytes/s, beside the latency of the smallest; what sending costs is counted apart.
+
+    Each follows a pause in which something is computed, as in a step: a link that has been idle starts slowly.
+    """
+    product = _product_of(sizes)
+
+    def compute() -> None:
+        for _ in range(PAUSE_PRODUCTS):
+            product()
+
+    times_s = [
+        _median_s(_Message(size, num_ranks).send, repeats, together=True, before=compute) for size in MESSAGE_BYTES
+    ]
     slope_s = (times_s[-1] - times_s[-2]) / (MESSAGE_BYTES[-1] - MESSAGE_BYTES[-2])
     latency_s = max(0.0, times_s[0] - slope_s * MESSAGE_BYTES[0])
     points = [
@@ -181,13 +202,8 @@ def _sending_us(sizes: MoESizes, num_ranks: int, repeats: int) -> float:
 def _together_gain(num_ranks: int, repeats: int) -> float:
     """Rate of as many messages as may be under way at once, relative to that of one."""
     messages = [_Message(TOGETHER_BYTES, num_ranks) for _ in range(GLOO_THREADS)]
-
-    def together() -> None:
-        for sent in [message.start() for message in messages]:
-            sent.wait()
-
     alone_s = _median_s(messages[0].send, 3 * repeats, together=True)
-    gain = len(messages) * alone_s / _median_s(together, 3 * repeats, together=True)
+    gain = len(messages) * alone_s / _median_s(lambda: _send_all(messages), 3 * repeats, together=True)
     return min(float(len(messages)), max(1.0, gain))
 
 
@@ -240,20 +256,22 @@ def _beside_messages(sizes: MoESizes, num_ranks: int, repeats: int) -> dict[str,
     """Relative speeds of compute, of copies and of messages while both streams are busy."""
     copy_from = torch.ones(COPIED_BYTES, dtype=torch.uint8)
     copy_to = torch.empty_like(copy_from)
-    send = _Message(_busy_bytes(num_ranks, repeats), num_ranks)
+    train = [_Message(TOGETHER_BYTES, num_ranks)] * _busy_messages(num_ranks, repeats)
     found = {}
     for name, work in (("compute", _product_of(sizes)), ("copy", functools.partial(copy_to.copy_, copy_from))):
         work_alone_s = _median_s(work, repeats)
         alone_s, beside_s, work_s = [], [], []
         for _ in range(repeats):
-            alone_s.append(_median_s(send.send, 1, together=True))
+            alone_s.append(_median_s(lambda: _send_all(train), 1, together=True))
             dist.barrier()
-            start_ns, message = time.perf_counter_ns(), send.start()
-            while not message.is_completed():
+            start_ns = time.perf_counter_ns()
+            under_way = [message.start() for message in train]
+            while not under_way[-1].is_completed():
                 work_start_ns = time.perf_counter_ns()
                 work()
                 work_s.append((time.perf_counter_ns() - work_start_ns) / 1e9)
-            message.wait()
+            for message in under_way:
+                message.wait()
             beside_s.append((time.perf_counter_ns() - start_ns) / 1e9)
         found[f"{name}_beside_comm"] = min(1.0, work_alone_s / statistics.mean(work_s or [work_alone_s]))
         found[f"comm_beside_{name}"] = min(1.0, statistics.median(alone_s) / statistics.median(beside_s))
@@ -266,12 +284,16 @@ def _product_of(sizes: MoESizes) -> Callable[[], object]:
     return functools.partial(torch.mm, x_RM, up_HM.t(), out=out_RH)
 
 
-def _busy_bytes(num_ranks: int, repeats: int) -> int:
-    """A message that takes about as long as a stream is to be kept busy, the same on every rank."""
-    probe = _Message(MESSAGE_BYTES[-2], num_ranks)
-    elapsed_s = torch.tensor(_median_s(probe.send, repeats, together=True))
+def _busy_messages(num_ranks: int, repeats: int) -> int:
+    """How many messages take about as long as a stream is to be kept busy, the same on every rank."""
+    elapsed_s = torch.tensor(_median_s(_Message(TOGETHER_BYTES, num_ranks).send, repeats, together=True))
     dist.all_reduce(elapsed_s, dist.ReduceOp.MAX)
-    return int(min(16.0, max(1.0, BUSY_S / float(elapsed_s))) * MESSAGE_BYTES[-2])
+    return min(MOST_MESSAGES, max(1, round(BUSY_S / float(elapsed_s))))
+
+
+def _send_all(train: Sequence["_Message"]) -> None:
+    for under_way in [message.start() for message in train]:
+        under_way.wait()
 
 
 class _Message:
@@ -291,9 +313,13 @@ class _Message:
         self.start().wait()
 
 
-def _median_s(call: Callable[[], object], repeats: int, *, together: bool = False) -> float:
+def _median_s(
+    call: Callable[[], object], repeats: int, *, together: bool = False, before: Callable[[], None] | None = None
+) -> float:
     times_s = []
     for _ in range(repeats + 1):
+        if before is not None:
+            before()
         if together:
             dist.barrier()
         start_ns = time.perf_counter_ns()
