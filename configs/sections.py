@@ -5,30 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bliss import BlissConfig
-from configs.typed import closest
+from configs.kernels import KernelsSection
+from configs.typed import at_least, closest, share
 from moe_pipeline import GateConfig
 from moe_pipeline.config import PipelineConfig, Restore
 from omoe import OMoEConfig
-
-
-def at_least(section: object, low: float, *names: str) -> None:
-    """Refuse fields of a section below a bound; None means unset and passes.
-
-    Raises:
-        ValueError: Names the field, what it got and the bound.
-    """
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and value < low:
-            raise ValueError(f"{name}: got {value}, accepts {low} or more")
-
-
-def share(section: object, *names: str) -> None:
-    """Refuse fields outside [0, 1)."""
-    for name in names:
-        value = getattr(section, name)
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}: got {value}, accepts a number from 0 up to but not including 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +266,7 @@ class BenchConfig:
     subject: Literal[
         "none", "moe_layer", "moe_overlap", "moe_memory", "moe_single", "moe_adaptive", "moe_model_accuracy",
         "moe_fig2", "moe_fig3", "moe_fig8", "moe_fig9", "moe_fig10", "moe_fig11", "moe_fig12", "moe_fig13",
-        "moe_journal", "moe_clusters",
+        "moe_journal", "moe_clusters", "fusion_traffic", "fusion_predicted_speedup", "fusion_triton_resources",
     ]  # fmt: skip
     """What is measured; none for experiments of the other verbs."""
     repeats: int = 30
@@ -316,6 +297,8 @@ class BenchConfig:
     """Numbers of CPU threads to measure with, where there is one process."""
     clusters: ClustersSection = field(default_factory=ClustersSection)
     """What is simulated of clusters that nobody here has."""
+    kernels: KernelsSection = field(default_factory=KernelsSection)
+    """Fused kernels that are planned and compiled."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "repeats", "num_tokens", "d_model", "d_hidden", "num_experts", "top_k", "width_divisor")
@@ -360,7 +343,7 @@ class LayerSizes:
 class TuneConfig:
     """A search whose winner is kept for later runs."""
 
-    subject: Literal["none", "threads", "moe_calibrate", "moe_explain", "moe_fit"]
+    subject: Literal["none", "threads", "moe_calibrate", "moe_explain", "moe_fit", "fusion_funnel"]
     """What is searched; none for experiments of the other verbs."""
     candidates: tuple[int, ...] = ()
     """Candidates to measure; empty takes the powers of two up to the number of cores."""
@@ -378,6 +361,8 @@ class TuneConfig:
     """The same for host memory."""
     layer: LayerSizes = field(default_factory=LayerSizes)
     """The layer that is calibrated with or explained."""
+    kernels: KernelsSection = field(default_factory=KernelsSection)
+    """The kernel that is searched."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "rounds")

@@ -133,3 +133,23 @@ def _join(key: str, name: str) -> str:
 
 def _unknown(cls: type, name: str, key: str) -> str:
     return f"{_join(key, name)}: unknown key; {key or 'the configuration'} {closest(name, _names(cls))}"
+
+
+def at_least(section: object, low: float, *names: str) -> None:
+    """Refuse fields of a section below a bound; None means unset and passes.
+
+    Raises:
+        ValueError: Names the field, what it got and the bound.
+    """
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < low:
+            raise ValueError(f"{name}: got {value}, accepts {low} or more")
+
+
+def share(section: object, *names: str) -> None:
+    """Refuse fields outside [0, 1)."""
+    for name in names:
+        value = getattr(section, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}: got {value}, accepts a number from 0 up to but not including 1")

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fusion.plan.chain import Chain
 from fusion.plan.stages import Causal, Elementwise, MatMul, Softmax
+from fusion.run.check import check_tensors
 
 
 def run(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -33,7 +34,7 @@ def run(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
 
     Source: our definition (the paper gives no numerical semantics).
     """
-    _check(chain, tensors)
+    check_tensors(chain, tensors, float64=True)
     letters, values = chain.tensors, dict(tensors)
 
     def along(name: str, target: str) -> Tensor:
@@ -99,33 +100,3 @@ def _combine(x: Tensor, operation: str, y: Tensor) -> Tensor:
 def _softmax(x: Tensor, dim: int) -> Tensor:
     empty = (x == -torch.inf).all(dim, keepdim=True)
     return torch.softmax(x.masked_fill(empty, 0.0), dim).masked_fill(empty, 0.0)
-
-
-def _check(chain: Chain, tensors: Mapping[str, Tensor]) -> None:
-    expected = [tensor.name for tensor in chain.inputs]
-    if set(tensors) != set(expected):
-        raise ValueError(f"tensors has the names {sorted(tensors)}; this chain needs {sorted(expected)}")
-    not_tensors = [name for name in expected if not isinstance(tensors[name], Tensor)]
-    if not_tensors:
-        raise TypeError(
-            f"tensors[{not_tensors[0]!r}] is a {type(tensors[not_tensors[0]]).__name__}; pass a torch.Tensor"
-        )
-    boolean = chain.boolean_inputs
-    first_name = next(name for name in expected if name not in boolean)
-    first = tensors[first_name]
-    own = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[chain.dtype]
-    number = torch.float64 if first.dtype == torch.float64 else own
-    for name in expected:
-        tensor, dtype = tensors[name], torch.bool if name in boolean else number
-        if tensor.shape != chain.shape(name):
-            dims = f"{name}[{','.join(chain.tensors[name])}]"
-            raise ValueError(f"tensors[{name!r}] has shape {tuple(tensor.shape)}; {dims} is {chain.shape(name)} here")
-        if tensor.dtype != dtype:
-            raise TypeError(
-                f"tensors[{name!r}] is {tensor.dtype}, not {dtype}; "
-                f"pass masks as torch.bool and the rest as {own}, or all of the rest as torch.float64"
-            )
-        if tensor.device != first.device:
-            raise ValueError(
-                f"tensors[{name!r}] is on {tensor.device}, {first_name!r} on {first.device}; use one device"
-            )

@@ -4,6 +4,9 @@ from configs.schema import Config
 from configs.typed import ConfigError
 from scripts.testbed import launch
 from scripts.testbed.benchmarks import (
+    fusion_predicted_speedup,
+    fusion_traffic,
+    fusion_triton_resources,
     moe_adaptive,
     moe_clusters,
     moe_fig2,
@@ -23,6 +26,9 @@ from scripts.testbed.benchmarks import (
 )
 
 SUBJECTS: dict[str, launch.Verb] = {
+    "fusion_predicted_speedup": fusion_predicted_speedup.bench,
+    "fusion_traffic": fusion_traffic.bench,
+    "fusion_triton_resources": fusion_triton_resources.bench,
     "moe_adaptive": moe_adaptive.bench,
     "moe_clusters": moe_clusters.bench,
     "moe_fig10": moe_fig10.bench,

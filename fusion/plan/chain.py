@@ -99,10 +99,14 @@ class Chain:
         sizes = self.sizes
         return tuple(sizes[letter] for letter in self.tensors[name])
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an entry of every tensor but the boolean inputs."""
+        return 4 if self.dtype == "fp32" else 2
+
     def num_bytes(self, name: str) -> int:
         """Bytes of a tensor written out in full."""
-        item_bytes = 1 if name in self.boolean_inputs else 4 if self.dtype == "fp32" else 2
-        return math.prod(self.shape(name)) * item_bytes
+        return math.prod(self.shape(name)) * (1 if name in self.boolean_inputs else self.item_bytes)
 
     @property
     def flops(self) -> int:

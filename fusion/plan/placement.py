@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from fusion.plan.chain import Chain
@@ -132,15 +133,28 @@ def live_tiles(program: Program, chain: Chain) -> dict[str, str]:
     return {product.out: _live(program, chain, product.out) for product in chain.products}
 
 
+def num_shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many loops two nests have in common, from the outermost on; loops of one letter may stand side by side.
+
+    Args:
+        first: Loops, outermost first.
+        second: Likewise.
+
+    Source: not in the paper.
+    """
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
 def _live(program: Program, chain: Chain, value: str) -> str:
     uses = {Statement("F", value), Statement("S", value)}
     uses |= {Statement("C", reader.out) for reader in chain.products if value in (reader.left, reader.right)}
     uses |= {Statement("F", out) for out in chain.tensors if value in epilogue_operands(chain, out)}
-    paths = {statement: "".join(loop.letter for loop in loops) for statement, loops in program.walk()}
+    paths, over = dict(program.walk()), product_of(chain, value).over
     own = paths[Statement("C", value)]
-    start = own.split(product_of(chain, value).over)[0]
-    shared = min(_num_shared(start, path) for use, path in paths.items() if use in uses)
-    return "".join(letter for letter in own[shared:] if letter in chain.tensors[value])
+    start = tuple(takewhile(lambda loop: loop.letter != over, own))
+    shared = min(num_shared(start, path) for use, path in paths.items() if use in uses)
+    return "".join(loop.letter for loop in own[shared:] if loop.letter in chain.tensors[value])
 
 
 def _check(chain: Chain, expression: Expression, tiles: Mapping[str, int]) -> None:
@@ -165,12 +179,6 @@ def _loops_around(chain: Chain, expression: Expression, value: str, grid: str) -
     return "".join(letter for letter in nest if letter not in skipped)
 
 
-def _num_shared(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many loops two nests have in common, from the outermost on."""
-    pairs = zip(first, second, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
-
-
 class _Nest:
     """Bodies of the loops that are open, outermost first; statements are only ever added to them."""
 
@@ -181,7 +189,7 @@ class _Nest:
 
     def open(self, letters: Sequence[str]) -> None:
         """Close loops until the rest agrees with `letters`, and open those that are missing."""
-        shared = _num_shared(self.letters, letters)
+        shared = num_shared(self.letters, letters)
         del self.letters[shared:], self.bodies[shared + 1 :]
         for letter in letters[shared:]:
             body: list[Any] = []

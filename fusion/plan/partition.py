@@ -1,0 +1,49 @@
+"""The same chain in parts: a product by itself, and what is left of a chain when its first value is written out.
+
+Source: our definition (MCFuser, arXiv:2506.22169, partitions a graph but our sources do not say how).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fusion.plan.chain import Chain
+from fusion.plan.stages import Input, MatMul, Stage, operands
+
+
+def alone(chain: Chain, value: str) -> Chain:
+    """One product of a chain as a chain of its own, without the stages behind it.
+
+    Args:
+        chain: Any.
+        value: Of the product.
+
+    Returns:
+        The chain; what the product reads are its inputs.
+    """
+    product = next(product for product in chain.products if product.out == value)
+    return _of_stages(chain, (product,))
+
+
+def after_first(chain: Chain) -> Chain:
+    """What is left of a chain once its first product's value, all its stages behind it, is written out.
+
+    Args:
+        chain: Of two products at least.
+
+    Returns:
+        The chain with that value as an input.
+    """
+    first = chain.products[0].out
+    kept = tuple(stage for stage in chain.stages if (stage.out if isinstance(stage, MatMul) else stage.x) != first)
+    return _of_stages(chain, kept)
+
+
+def _of_stages(chain: Chain, stages: Sequence[Stage]) -> Chain:
+    """A chain of some of the stages; values that others make are inputs."""
+    made = {stage.out for stage in stages if isinstance(stage, MatMul)}
+    read = [name for stage in stages for name in operands(stage) if name not in made]
+    tensors = chain.tensors
+    inputs = tuple(Input(name, tensors[name]) for name in dict.fromkeys(read))
+    letters = {letter for tensor in inputs for letter in tensor.dims}
+    dims = tuple(dim for dim in chain.dims if dim.name in letters)
+    return replace(chain, dims=dims, inputs=inputs, stages=tuple(stages))

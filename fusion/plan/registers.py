@@ -1,0 +1,51 @@
+"""Registers that a block's sums take: accumulators stay there from their first step to their last reader."""
+
+from collections.abc import Mapping
+from math import prod
+
+from fusion.plan.chain import Chain
+from fusion.plan.placement import Loop, Program, live_tiles, num_shared
+from fusion.plan.statements import Statement, epilogue_operands, product_of
+
+Path = tuple[Loop, ...]
+
+
+def accumulator_registers(chain: Chain, program: Program, tiles: Mapping[str, int]) -> int:
+    """The most registers of 32 bits that sums take at once.
+
+    Args:
+        chain: What is computed.
+        program: One of it.
+        tiles: Letter -> entries of a tile along it, as the kernel has them.
+
+    Returns:
+        Entries of all accumulators in use, where these are most: sums are fp32.
+
+    Source: not in the paper, whose rule 4 counts shared memory alone.
+    """
+    statements = list(program.walk())
+    in_use = [0] * len(statements)
+    for product in chain.products:
+        value = product.out
+        live = live_tiles(program, chain)[value]
+        number = prod(loop.extent for loop in dict(statements)[Statement("C", value)] if loop.letter in live)
+        entries = number * prod(tiles[letter] for letter in chain.tensors[value] if letter in tiles)
+        first, last = _lifetime(chain, statements, value)
+        for index in range(first, last + 1):
+            in_use[index] += entries
+    return max(in_use)
+
+
+def _lifetime(chain: Chain, statements: list[tuple[Statement, Path]], value: str) -> tuple[int, int]:
+    """Indices of the first and the last statement around which a value's accumulator exists."""
+    uses = {Statement("C", value), Statement("F", value), Statement("S", value)}
+    uses |= {Statement("C", reader.out) for reader in chain.products if value in (reader.left, reader.right)}
+    uses |= {Statement("F", out) for out in chain.tensors if value in epilogue_operands(chain, out)}
+    over = product_of(chain, value).over
+    own = dict(statements)[Statement("C", value)]
+    start = own[: next((depth for depth, loop in enumerate(own) if loop.letter == over), len(own))]
+    shared = min(num_shared(start, path) for use, path in statements if use in uses)
+    # What is used inside of a loop that the others are outside of exists as long as that loop turns.
+    loops = [path[shared] for use, path in statements if use in uses and len(path) > shared]
+    found = [i for i, (use, path) in enumerate(statements) if use in uses or (path[shared:] and path[shared] in loops)]
+    return min(found), max(found)

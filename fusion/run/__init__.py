@@ -1,0 +1,16 @@
+"""What carries a kernel's text out, with torch and Triton.
+
+check -> loader -> launch; signature -> resources; winner -> cache -> executor
+
+    check.py      tensors are those of a chain, or an error says which is not
+    loader.py     source text -> a module's function
+    launch.py     a kernel on tensors: on a GPU, or in Triton's interpreter
+    signature.py  what Triton's launcher would tell its compiler of a kernel's arguments
+    compiler.py   the process that compiles kernels without a device
+    resources.py  what a compiled kernel takes: shared memory, registers, spills
+    winner.py     what a search found and what it is valid for, as JSON
+    cache.py      winners in files between runs
+    tail.py       what follows the last product, and its gradients, in torch
+    autograd.py   a chain with gradients, by whatever runs chains
+    executor.py   what runs a chain: planned, kept, emitted, launched, with its gradients
+"""

@@ -1,0 +1,206 @@
+"""A fused chain that autograd differentiates: it keeps its inputs, and its gradients are chains again.
+
+Nothing of an intermediate's size is stored. What runs a chain is handed in, so that the reference, a Triton kernel and
+a C++ one get their gradients from the same plan (fusion.plan.gradient).
+
+Source: our definition (MCFuser, arXiv:2506.22169, has no backward).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from fusion.plan.chain import Chain
+from fusion.plan.derived import GradientError, Source, Statistic
+from fusion.plan.gradient import Gradients, Segment, gradients
+from fusion.plan.statements import epilogue_operands
+from fusion.run.check import check_tensors
+from fusion.run.tail import finish, gradients_of_finish
+
+
+class Execute(Protocol):
+    """Runs a chain, without autograd; with `save_lse` it returns the log-sum-exp of the chain's one softmax too.
+
+    That is indexed by the letters of the softmax's value, in their order, without the letter that it runs over; it is
+    in fp32, or in float64 where the tensors are, and -inf where all entries are.
+    """
+
+    @overload
+    def __call__(self, chain: Chain, tensors: Mapping[str, Tensor], save_lse: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, chain: Chain, tensors: Mapping[str, Tensor], save_lse: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def apply(chain: Chain, tensors: Mapping[str, Tensor], execute: Execute) -> Tensor:
+    """Run a chain so that gradients reach the inputs that require one.
+
+    Args:
+        chain: What to run.
+        tensors: For every input of the chain a tensor, as `execute` takes them.
+        execute: Runs this chain, and the chains of its gradients.
+
+    Returns:
+        The output, [chain.shape(chain.output)].
+
+    Raises:
+        TypeError, ValueError: The tensors are not the chain's.
+        GradientError: An input requires a gradient that is no chain; the message says why.
+    """
+    check_tensors(chain, tensors, float64=True)
+    names = [tensor.name for tensor in chain.inputs]
+    needs = frozenset(name for name in names if torch.is_grad_enabled() and tensors[name].requires_grad)
+    if not needs:
+        return execute(chain, tensors)
+    output: Tensor = _Fused.apply(gradients(chain, needs), execute, *(tensors[name] for name in names))
+    return output
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Gradients, execute: Execute, *inputs: Tensor) -> Tensor:
+        tensors = _by_name(plan.chain, inputs)
+        if plan.saves_forward:
+            output, lse = execute(plan.chain, tensors, save_lse=True)
+            ctx.save_for_backward(*inputs, output, lse)
+        else:
+            output = execute(plan.chain, tensors)
+            ctx.save_for_backward(*inputs)
+        ctx.plan, ctx.execute = plan, execute
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        num_inputs = len(ctx.plan.chain.inputs)
+        if upstream is None:
+            return (None,) * (2 + num_inputs)
+        inputs, saved = ctx.saved_tensors[:num_inputs], ctx.saved_tensors[num_inputs:]
+        with torch.no_grad():
+            found = _Backward(ctx.plan, ctx.execute, inputs, saved).run(upstream)
+        if torch.is_grad_enabled():  # create_graph=True: say no when it is used, and only then
+            found = {name: _Last.apply(gradient, upstream, *inputs) for name, gradient in found.items()}
+        return (None, None, *(found.get(tensor.name) for tensor in ctx.plan.chain.inputs))
+
+
+class _Last(torch.autograd.Function):
+    """A gradient that depends on what it was made of, but in no way that could be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *made_of: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        raise GradientError("the gradients of a fused chain cannot be differentiated again: run the chain unfused")
+
+
+def _by_name(chain: Chain, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {tensor.name: value for tensor, value in zip(chain.inputs, inputs, strict=True)}
+
+
+class _Backward:
+    """One backward pass: what is known, by name, of stored values.
+
+    They are in `cores` as their products leave them, in `values` complete, like the inputs; `gradients` are those of
+    the former, `found` adds up those of the latter. `lse` and `delta` are kept in fp32 at least.
+    """
+
+    def __init__(self, plan: Gradients, execute: Execute, inputs: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+        self.plan, self.execute, self.saved = plan, execute, saved
+        self.values = _by_name(plan.chain, inputs)
+        self.cores: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self.lse: dict[str, Tensor] = {}
+        self.delta: dict[str, Tensor] = {}
+        self.found: dict[str, Tensor] = {}
+
+    def run(self, upstream: Tensor) -> dict[str, Tensor]:
+        """Gradients of the inputs that need one, by name."""
+        for segment in self.plan.segments:
+            if segment.needs_forward:
+                self.forward(segment)
+        self.found[self.plan.chain.output] = upstream
+        for segment in reversed(self.plan.segments):
+            if segment.value in self.found:
+                self.backward(segment, self.found.pop(segment.value))
+        return self.found
+
+    def forward(self, segment: Segment) -> None:
+        value, chain = segment.value, segment.forward
+        if chain == self.plan.chain:
+            self.cores[value], self.lse[value] = self.saved
+            return
+        tensors = {tensor.name: self.values[tensor.name] for tensor in chain.inputs}
+        if segment.needs_lse:
+            self.cores[value], self.lse[value] = self.execute(chain, tensors, save_lse=True)
+        else:
+            self.cores[value] = self.execute(chain, tensors)
+        if value != self.plan.chain.output:
+            self.values[value] = finish(self.plan.chain, segment.tail, self.cores[value], self.values)
+
+    def backward(self, segment: Segment, gradient: Tensor) -> None:
+        if segment.tail:
+            gradient = self.through_tail(segment, gradient)
+        self.gradients[segment.value] = gradient
+        if segment.delta_over:
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            axis = self.plan.chain.tensors[segment.value].index(segment.delta_over)
+            self.delta[segment.value] = (gradient.to(wide) * self.cores[segment.value].to(wide)).sum(axis)
+        for step in segment.steps:
+            tensors = {name: self.tensor(segment, source, step.chain.shape(name)) for name, source in step.sources}
+            part, letters = self.execute(step.chain, tensors), step.chain.tensors[step.chain.output]
+            if step.summed:
+                part = part.sum([letters.index(letter) for letter in step.summed])
+            self.add(step.target, part)
+
+    def through_tail(self, segment: Segment, gradient: Tensor) -> Tensor:
+        """The gradient of the value as its product leaves it; those of the tail's operands are added up."""
+        chain, anything = self.plan.chain, gradient.new_zeros(())
+        operands = {
+            name: self.values[name] if name in self.values else anything.expand(chain.shape(name))
+            for name in epilogue_operands(chain, segment.value)
+        }
+        core = self.cores.get(segment.value, anything.expand(gradient.shape))
+        gradient, others = gradients_of_finish(chain, segment.tail, core, operands, gradient, segment.tail_needs)
+        for name, part in others.items():
+            self.add(name, part)
+        return gradient
+
+    def tensor(self, segment: Segment, source: Source, shape: tuple[int, ...]) -> Tensor:
+        """What a step of a segment reads."""
+        gradient = self.gradients[segment.value]
+        match source.kind:
+            case "input" | "value":
+                return self.values[source.name]
+            case "gradient":
+                return gradient
+            case "ones":
+                return gradient.new_ones(shape)
+            case "neg_delta" | "neg_delta_rest" as kind:
+                return _part(kind, self.delta[segment.value], gradient.dtype)
+            case kind:
+                return _part(kind, self.lse[segment.value], gradient.dtype)
+
+    def add(self, target: str, part: Tensor) -> None:
+        self.found[target] = self.found[target] + part if target in self.found else part
+
+
+def _part(kind: Statistic, exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """A row statistic rounded to a dtype, or what that leaves of it; all of -inf is in the rest."""
+    rounded = exact.to(dtype)
+    match kind:
+        case "lse":
+            return rounded
+        case "neg_lse":
+            return -rounded.masked_fill(exact == -torch.inf, 0.0)
+        case "neg_delta":
+            return -rounded
+        case "lse_rest":
+            return (exact - rounded.to(exact.dtype).masked_fill(exact == -torch.inf, 0.0)).to(dtype)
+        case "neg_delta_rest":
+            return (rounded.to(exact.dtype) - exact).to(dtype)
