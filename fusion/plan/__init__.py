@@ -14,11 +14,11 @@ chain -> expressions -> schedules -> the space that the rules leave -> the winne
     traffic.py             the bytes that a program moves and the flops that it does, exactly
     dots.py                which values stay in registers between two products
     allocation.py          the shared memory that a GPU kernel asks for
-    registers.py           the registers that its sums take
-    footprint.py           shared memory of any device; warps and stages
     intensity.py           whether a chain waits for memory, with the numbers
     partition.py           a product of a chain by itself, and what is left after the first
     prune.py               the rules that drop candidates, one function each
+    registers.py           the registers that its sums take
+    footprint.py           shared memory of any device; warps and stages
     space.py               the candidates that are left, and the count after each rule
     performance_model.py   the time of a schedule by the paper's model
     search.py              the fastest of them: Algorithm 1, and random and exhaustive search as references

@@ -20,7 +20,7 @@ from scripts.testbed.benchmarks import fusion_paper
 from scripts.testbed.benchmarks.fusion_plans import devices, planned, shapes, unfused
 from scripts.testbed.benchmarks.fusion_shapes import GEMM_CHAINS, SELF_ATTENTION
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,11 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     cases = [
         _case(name, chain, device, section, seed=config.seed) for device in found for name, chain in chains.items()
     ]
+    summary = _summary(cases)
     return launch.Outcome(
         kind="simulated",
-        rows=tuple(row for case in cases for row in _rows(case)),
-        summary=_summary(cases),
+        rows=(*(row for case in cases for row in _rows(case)), *headlines("fusion", summary)),
+        summary=summary,
         sections=tuple(_section(device, [case for case in cases if case.device == device.name]) for device in found),
     )
 

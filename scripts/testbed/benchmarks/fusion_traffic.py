@@ -12,7 +12,7 @@ from fusion.plan.traffic import Traffic, naive_program, traffic, unfused_bytes
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks.fusion_plans import devices, planned, shapes, unfused
 from scripts.testbed.report import Section, Table
-from scripts.testbed.rows import Row
+from scripts.testbed.rows import Row, headlines
 
 KIB = 1024
 
@@ -58,10 +58,13 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     sections = tuple(
         _section(device, chains, [case for case in cases if case.device == device.name]) for device in found
     )
+    summary = _summary(cases)
     return launch.Outcome(
-        kind="simulated", rows=tuple(row for case in cases for row in _rows(case)), summary=_summary(cases),
+        kind="simulated",
+        rows=(*(row for case in cases for row in _rows(case)), *headlines("fusion", summary)),
+        summary=summary,
         sections=sections,
-    )  # fmt: skip
+    )
 
 
 def _case(name: str, chain: Chain, device: Device, section: KernelsSection, *, seed: int) -> Case:
