@@ -61,7 +61,7 @@ class Nest:
                 yield from self.body(loop.body, {**at, letter: index * tile})
             return
         first, end = "0", str(self.tiles.chain.sizes[letter])
-        if not self._escaping(loop) and all(x.kind != "S" for x in statements(loop.body)):
+        if not self._escaping(loop):  # what is read afterwards is sums
             inner = {other.letter for other in _loops(loop)}
             known = "".join(other for other in self.tiles.sizes if other not in inner)
             first, end = bounds(self.tiles, sums, letter, known, at)

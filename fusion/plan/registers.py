@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from math import prod
 
+from fusion.plan.allocation import block
 from fusion.plan.chain import Chain
+from fusion.plan.device import Device
 from fusion.plan.placement import Loop, Program, live_tiles, num_shared
+from fusion.plan.schedule import Schedule
 from fusion.plan.statements import Statement, epilogue_operands, product_of
 
 Path = tuple[Loop, ...]
+MAX_SHARE = 0.75  # of a multiprocessor's registers; of kernels compiled for three targets none with more sums fitted
 
 
 def accumulator_registers(chain: Chain, program: Program, tiles: Mapping[str, int]) -> int:
@@ -34,6 +38,26 @@ def accumulator_registers(chain: Chain, program: Program, tiles: Mapping[str, in
         for index in range(first, last + 1):
             in_use[index] += entries
     return max(in_use)
+
+
+def register_limit(chain: Chain, schedule: Schedule, device: Device) -> str | None:
+    """The sums of a block leave no registers for anything else, so that its kernel would spill whatever its warps.
+
+    Args:
+        chain: What is computed.
+        schedule: Expression and tiles.
+        device: Whose registers; a CPU keeps sums in its caches.
+
+    Returns:
+        The reason to drop the schedule, or None.
+
+    Source: not in the paper, which finds out when it measures.
+    """
+    limit = int(MAX_SHARE * device.registers_per_sm)
+    blocks = {letter: block(tile) for letter, tile in schedule.tiles}
+    if device.kind == "cpu" or (needed := accumulator_registers(chain, schedule.program(chain), blocks)) <= limit:
+        return None
+    return f"needs {needed} registers for sums, above {limit}"
 
 
 def _lifetime(chain: Chain, statements: list[tuple[Statement, Path]], value: str) -> tuple[int, int]:

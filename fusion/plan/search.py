@@ -18,6 +18,7 @@ from fusion.plan.device import Device
 from fusion.plan.performance_model import PerformanceModel, Prediction
 from fusion.plan.placement import Program
 from fusion.plan.prune import SharedBytes, shared_limit
+from fusion.plan.registers import register_limit
 from fusion.plan.schedule import Schedule
 from fusion.plan.space import Region, Space, SpaceError, Step
 
@@ -56,7 +57,7 @@ class Result:
     considered: int
     """Different candidates that the model ranked."""
     refused: tuple[tuple[str, int], ...]
-    """Reason -> candidates that could not be taken: the device's limit, and what the measurement refused."""
+    """Reason -> candidates that could not be taken: the device's limits, and what the measurement refused."""
 
     @property
     def winner(self) -> Schedule:
@@ -240,14 +241,16 @@ class _Trials:
             return None
         warps, stages = self.pipeline(chain, plain, device)
         schedule = replace(plain, num_warps=warps, num_stages=stages)
-        refusal = shared_limit(chain, schedule, device, self.shared_bytes)
+        shared = shared_limit(chain, schedule, device, self.shared_bytes)
+        refusal = shared or register_limit(chain, schedule, device)
         outcome = None if self.measure is None or refusal else self.measure(schedule)
         if isinstance(outcome, int | float) and not 0 <= outcome < math.inf:
             outcome = f"measured {outcome} s"
         reason = outcome if isinstance(outcome, str) else refusal
         self.done[candidate] = self.kernels[kernel] = reason
         if reason is not None:
-            counted = f"above {device.shared_bytes_per_block} bytes of shared memory" if refusal else reason
+            counted = "too many registers for sums" if refusal else reason
+            counted = f"above {device.shared_bytes_per_block} bytes of shared memory" if shared else counted
             self.refused[counted] = self.refused.get(counted, 0) + 1
         if refusal:
             return None

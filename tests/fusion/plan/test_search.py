@@ -1,6 +1,7 @@
 """Searches on the model and on made-up measurements: what they find, what they refuse, and that they repeat."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from fusion.plan import attention, gemm_chain
 from fusion.plan.device import load_device
 from fusion.plan.performance_model import PerformanceModel
+from fusion.plan.registers import register_limit
 from fusion.plan.schedule import schedule
 from fusion.plan.search import PATIENCE, exhaustive_search, random_search, search
 from fusion.plan.space import SpaceError, search_space
@@ -140,6 +142,16 @@ def test_the_devices_limit_holds_for_the_kernel_with_its_warps_and_stages():
     assert dict(found.refused)["above 166912 bytes of shared memory"] > 0
     exact = exhaustive_search(PAPER, pipeline=lambda *_: (8, 3), shared_bytes=operand_bytes)
     assert exact.best.time_us <= found.best.time_us <= 1.05 * exact.best.time_us
+
+
+@pytest.mark.parametrize("run", [search, exhaustive_search])
+def test_sums_that_fill_the_registers_are_refused(run):
+    few = replace(A100, registers_per_sm=4096)
+    chain = gemm_chain(M=1024, N=1024, K=128, H=128, batch=8, dtype="fp16")
+    found = run(search_space(chain, few), **FITS)
+    assert register_limit(chain, found.winner, few) is None
+    assert register_limit(chain, run(search_space(chain, A100), **FITS).winner, few) is not None
+    assert dict(found.refused)["too many registers for sums"] > 0
 
 
 @pytest.mark.parametrize("run", [search, random_search, exhaustive_search])
