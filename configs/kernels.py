@@ -32,7 +32,7 @@ class KernelsSection:
     """Names of the chains of the others, as in scripts/testbed/benchmarks/fusion_shapes.py; empty takes all."""
     devices: tuple[str, ...] = ("a100", "rtx3080", "h100", "mi300")
     """Names or paths of device files."""
-    population: int = 128
+    population: int = 512
     """Candidates of a round: the paper's N."""
     top: int = 8
     """Candidates of a round that are measured: the paper's n."""

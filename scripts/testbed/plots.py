@@ -11,6 +11,7 @@ COLORS = (
     "#1f6f8b", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#555f6b", "#6cb4c9", "#e8a88f", "#a9c9a4", "#c6a6d3",
 )  # fmt: skip
 FEW_NAMES = 4  # more are listed below the axes, where they hide nothing
+FEW_BARS = 12  # likewise for groups of bars
 
 
 def curves(
@@ -51,10 +52,11 @@ def bars(values: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_l
     for index, (color, (name, heights)) in enumerate(zip(_cycle(len(values)), values.items(), strict=True)):
         axes.bar(np.arange(len(heights)) + index * width, heights, width, label=name, color=color)
     positions = max(map(len, values.values()), default=0)
-    axes.set_xticks(np.arange(positions) + 0.4 - width / 2, [str(position) for position in range(positions)])
+    ticks = [str(position) for position in range(positions)]
+    axes.set_xticks(np.arange(positions) + 0.4 - width / 2, ticks, fontsize=None if positions <= FEW_BARS else 6)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y", alpha=0.25)
-    _name(figure, len(values))
+    _name(figure, len(values), outside=positions > FEW_BARS)
     return _svg(figure)
 
 
@@ -98,9 +100,9 @@ def timelines(lanes: Mapping[str, Sequence[tuple[str, str, float, float]]], *, t
     return _svg(figure)
 
 
-def _name(figure: Figure, count: int) -> None:
+def _name(figure: Figure, count: int, *, outside: bool = False) -> None:
     """Say which colour is whose, if there are several."""
-    if count > FEW_NAMES:
+    if count > FEW_NAMES or (outside and count > 1):
         figure.legend(loc="outside lower center", ncols=FEW_NAMES - 1, frameon=False, fontsize=8)
     elif count > 1:
         figure.axes[0].legend(frameon=False, fontsize=8)

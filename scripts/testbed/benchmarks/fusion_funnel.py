@@ -87,7 +87,7 @@ def _section(space: Space, found: dict[str, Result]) -> Section:
     rows = []
     for step in space.funnel:
         reasons = "; ".join(f"{number:,}: {reason}" for reason, number in step.dropped[:4])
-        more = f"; {len(step.dropped) - 4} more reasons" if len(step.dropped) > 4 else ""
+        more = f"; and {len(step.dropped) - 4} more" if len(step.dropped) > 4 else ""
         rows.append((step.rule, f"{step.expressions}", f"{step.candidates:,}", reasons + more))
     return Section(
         title=f"Funnel on {space.device.name}",
