@@ -389,7 +389,7 @@ def test_gradients_of_triton_kernels(kind, dtype):
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 @pytest.mark.usefixtures("interpreter")
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(chain=chains(min_size=4, max_size=40, dtypes=DTYPES), seed=st.integers(0, 1000))
 def test_gradients_of_triton_kernels_of_random_chains_and_schedules(chain, seed):
     try:
