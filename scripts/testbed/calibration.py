@@ -34,7 +34,6 @@ PRODUCT_ROWS = (32, 128, 512, 2048)
 ROWS_BYTES = tuple(KIB * 4**power for power in range(4, 9))  # 256 KiB to 64 MiB
 COPIED_BYTES = 4 * 1024 * KIB
 MESSAGE_BYTES = tuple(KIB * 4**power for power in range(2, 8))  # 16 KiB to 16 MiB
-PAUSE_PRODUCTS = 32
 TOGETHER_BYTES = 1024 * KIB
 OUTSIDE_TOKENS = (256, 1024, 4096)
 TINY, MANY_CHUNKS = 8, 8  # sizes of a layer whose operations take no time but that to issue them
@@ -110,7 +109,7 @@ def measure(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, An
     return {
         "product": _products(sizes, repeats),
         "rows": _rows(sizes, repeats),
-        "message": _messages(sizes, num_ranks, repeats, send_us=send_us),
+        "message": _messages(num_ranks, repeats, send_us=send_us),
         "copy": _copies(repeats),
         "outside": _outside(sizes, repeats),
         "issue_us": _issuing_us(sizes, num_ranks, repeats),
@@ -162,20 +161,9 @@ def _rows(sizes: MoESizes, repeats: int) -> dict[str, Any]:
     return {"latency_us": 0.0, "points": _growing(points)}
 
 
-def _messages(sizes: MoESizes, num_ranks: int, repeats: int, *, send_us: float) -> dict[str, Any]:
-    """Bytes that leave a rank -> bytes/s, beside the latency of the smallest; what sending costs is counted apart.
-
-    Each follows a pause in which something is computed, as in a step: a link that has been idle starts slowly.
-    """
-    product = _product_of(sizes)
-
-    def compute() -> None:
-        for _ in range(PAUSE_PRODUCTS):
-            product()
-
-    times_s = [
-        _median_s(_Message(size, num_ranks).send, repeats, together=True, before=compute) for size in MESSAGE_BYTES
-    ]
+def _messages(num_ranks: int, repeats: int, *, send_us: float) -> dict[str, Any]:
+    """Bytes that leave a rank -> bytes/s, beside the latency of the smallest; what sending costs is counted apart."""
+    times_s = [_median_s(_Message(size, num_ranks).send, repeats, together=True) for size in MESSAGE_BYTES]
     slope_s = (times_s[-1] - times_s[-2]) / (MESSAGE_BYTES[-1] - MESSAGE_BYTES[-2])
     latency_s = max(0.0, times_s[0] - slope_s * MESSAGE_BYTES[0])
     points = [
@@ -313,13 +301,9 @@ class _Message:
         self.start().wait()
 
 
-def _median_s(
-    call: Callable[[], object], repeats: int, *, together: bool = False, before: Callable[[], None] | None = None
-) -> float:
+def _median_s(call: Callable[[], object], repeats: int, *, together: bool = False) -> float:
     times_s = []
     for _ in range(repeats + 1):
-        if before is not None:
-            before()
         if together:
             dist.barrier()
         start_ns = time.perf_counter_ns()
