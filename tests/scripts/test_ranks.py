@@ -104,7 +104,7 @@ def _loads_into_one_process(weights: dict[str, torch.Tensor], folder: Path) -> N
     assert not [name for name in missing if "experts" in name]
     experts = [value for name, value in weights.items() if name.endswith("experts.up.weight")]
     assert experts
-    assert all(len(value) == 4 and len({float(part.sum()) for part in value}) == 4 for value in experts)
+    assert all(len(value) == 4 and len({float(part.double().sum()) for part in value}) == 4 for value in experts)
 
 
 def test_a_number_of_ranks_that_was_not_started_is_an_error(tmp_path: Path) -> None:
