@@ -13,10 +13,8 @@ from fusion.emit.causal import bounds
 from fusion.emit.softmax import SoftmaxText
 from fusion.emit.statements import StatementText
 from fusion.emit.tiles import At, Tiles
-from fusion.plan.chain import Chain
-from fusion.plan.placement import Loop, Program
-from fusion.plan.stages import operands
-from fusion.plan.statements import Statement, epilogue_operands, product_of
+from fusion.plan.placement import Loop, Program, is_written_out, statements_in
+from fusion.plan.statements import Statement, product_of, uses
 
 INDENT = "    "
 
@@ -38,7 +36,7 @@ class Nest:
             yield from self._loop(item, at) if isinstance(item, Loop) else self.text.lines(item, at)
 
     def _loop(self, loop: Loop, at: At) -> Iterator[str]:
-        made = [x.tensor for x in statements(loop.body) if x.kind == "C"]
+        made = [x.tensor for x in statements_in(loop.body) if x.kind == "C"]
         sums = [value for value in made if product_of(self.tiles.chain, value).over == loop.letter]
         states = list(self._states(loop, at))
         yield f"# {loop.letter}, {loop.extent} tiles"
@@ -55,7 +53,7 @@ class Nest:
 
     def _rounds(self, loop: Loop, sums: list[str], at: At) -> Iterator[str]:
         letter, tile = loop.letter, self.tiles.sizes[loop.letter]
-        if self._is_written_out(loop):
+        if is_written_out(loop, self.tiles.chain, self.tiles.live):
             for index in range(loop.extent):
                 yield f"# {letter}, tile {index + 1} of {loop.extent}"
                 yield from self.body(loop.body, {**at, letter: index * tile})
@@ -85,33 +83,16 @@ class Nest:
 
     def _escaping(self, loop: Loop) -> list[str]:
         """Values that are made anew in every round of a loop, and read after it."""
-        inside = list(statements(loop.body))
+        inside = list(statements_in(loop.body))
         made = [x.tensor for x in inside if x.kind == "C" and not self._is_inside_sum(x.tensor, loop)]
-        return [value for value in made if not _uses(self.tiles.chain, value) <= set(inside)]
+        return [value for value in made if not uses(self.tiles.chain, value) <= set(inside)]
 
     def _is_inside_sum(self, value: str, loop: Loop) -> bool:
         path, over = self._path(value), product_of(self.tiles.chain, value).over
         return any(other.letter == over for other in path[: path.index(loop) + 1])
 
-    def _is_written_out(self, loop: Loop) -> bool:
-        live = self.tiles.live
-        touched = {name for statement in statements(loop.body) for name in _touched(self.tiles.chain, statement)}
-        return any(loop.letter in live[name] for name in touched if name in live)
-
     def _path(self, value: str) -> tuple[Loop, ...]:
         return next(loops for statement, loops in self.program.walk() if statement == Statement("C", value))
-
-
-def statements(items: Sequence[Loop | Statement]) -> Iterator[Statement]:
-    """All statements of a body.
-
-    Source: not in the paper.
-    """
-    for item in items:
-        if isinstance(item, Loop):
-            yield from statements(item.body)
-        else:
-            yield item
 
 
 def _loops(loop: Loop) -> Iterator[Loop]:
@@ -120,23 +101,3 @@ def _loops(loop: Loop) -> Iterator[Loop]:
     for item in loop.body:
         if isinstance(item, Loop):
             yield from _loops(item)
-
-
-def _touched(chain: Chain, statement: Statement) -> tuple[str, ...]:
-    """Tensors that a statement reads or writes."""
-    match statement.kind:
-        case "C":
-            return (statement.tensor, *operands(product_of(chain, statement.tensor)))
-        case "F":
-            return (statement.tensor, *epilogue_operands(chain, statement.tensor))
-        case _:
-            return (statement.tensor,)
-
-
-def _uses(chain: Chain, value: str) -> set[Statement]:
-    """The statements that read a value, and the ones that finish and store it."""
-    readers = [product.out for product in chain.products if value in operands(product)]
-    changed = [product.out for product in chain.products if value in epilogue_operands(chain, product.out)]
-    uses = {Statement("C", reader) for reader in readers} | {Statement("F", other) for other in changed}
-    uses |= {Statement("F", value)} if chain.epilogue(value) else set()
-    return uses | ({Statement("S", value)} if value == chain.output else set())

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import product as combinations
 
 from fusion.plan.chain import Chain
+from fusion.plan.schedule import block
 
-MIN_BLOCK = 16  # of Triton's dot, along each of its dimensions
 TYPES = {"fp32": "tl.float32", "fp16": "tl.float16", "bf16": "tl.bfloat16"}
 
 At = Mapping[str, int | str]
@@ -39,7 +39,7 @@ class Tiles:
 
     def block(self, letter: str) -> int:
         """Entries of a tile's variable along a letter: a power of two, at least what a dot takes."""
-        return max(MIN_BLOCK, 1 << (self.sizes[letter] - 1).bit_length())
+        return block(self.sizes[letter])
 
     def loops(self, name: str) -> str:
         """Letters of a tensor's tile in storage order: all but the batch's."""
@@ -69,11 +69,11 @@ class Tiles:
 
     def inside(self, letter: str, at: At) -> str:
         """Which indices along a letter belong to the tile and to the tensor; nothing if all do."""
-        tile, size, start, block = self.sizes[letter], self.chain.sizes[letter], at[letter], self.block(letter)
+        tile, size, start, whole = self.sizes[letter], self.chain.sizes[letter], at[letter], self.block(letter)
         if isinstance(start, int):
             width = max(min(tile, size - start), 0)
-            return f"i_{letter} < {width}" if width < block else ""
-        limits = [str(tile)] if tile < block else []
+            return f"i_{letter} < {width}" if width < whole else ""
+        limits = [str(tile)] if tile < whole else []
         limits += [f"{size} - {start}"] if size % tile else []
         return " & ".join(f"(i_{letter} < {limit})" if len(limits) > 1 else f"i_{letter} < {limit}" for limit in limits)
 

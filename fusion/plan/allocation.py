@@ -23,12 +23,11 @@ from math import prod
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
 from fusion.plan.dots import Dots
-from fusion.plan.placement import Loop, live_tiles
-from fusion.plan.schedule import Schedule
+from fusion.plan.placement import Loop, is_written_out, live_tiles, statements_in
+from fusion.plan.schedule import Schedule, block
 from fusion.plan.stages import MatMul, operands
 from fusion.plan.statements import Statement, epilogue_operands, product_of
 
-MIN_BLOCK = 16  # of Triton's dot, along each of its dimensions
 ALIGNED_ENTRIES = 16  # a stride that is a multiple of it is known to be one
 COPY_BYTES = 4  # the least that a thread copies ahead
 PASSING_BYTES = 16  # of a thread at a time, on the way from one layout to another
@@ -52,17 +51,6 @@ def allocated_bytes(chain: Chain, schedule: Schedule, device: Device) -> int:
     walk.run(schedule.program(chain).body, None)
     changes = [(x.first, x.num_bytes) for x in walk.buffers] + [(x.last + 1, -x.num_bytes) for x in walk.buffers]
     return max(accumulate(change for _, change in sorted(changes)))
-
-
-def block(size: int) -> int:
-    """Entries of a tile's variable along a dimension: a power of two, at least what a product takes.
-
-    Args:
-        size: Of the tile.
-
-    Source: not in the paper; Triton's.
-    """
-    return max(MIN_BLOCK, 1 << (size - 1).bit_length())
 
 
 @dataclass
@@ -98,7 +86,7 @@ class _Walk:
         for item in items:
             if isinstance(item, Statement):
                 self._statement(item, innermost)
-            elif self._is_written_out(item):
+            elif is_written_out(item, self.chain, self.live):
                 for _ in range(item.extent):
                     self.run(item.body, innermost)
             else:
@@ -184,7 +172,7 @@ class _Walk:
 
     def _feeds_product(self, name: str, loop: Loop) -> bool:
         """Whether an operand of an epilogue changes a value that a product in the same loop reads."""
-        inside = list(_statements(loop.body))
+        inside = list(statements_in(loop.body))
         finished = {x.tensor for x in inside if x.kind == "F" and name in epilogue_operands(self.chain, x.tensor)}
         return any(x.kind == "C" and finished & set(operands(product_of(self.chain, x.tensor))) for x in inside)
 
@@ -206,20 +194,10 @@ class _Walk:
                 return False
         return all(name in self.open or name in self.computed for name in names)
 
-    def _is_written_out(self, loop: Loop) -> bool:
-        """Whether a loop's rounds stand one after the other in the kernel, since values have a variable for each."""
-        touched = set()
-        for statement in _statements(loop.body):
-            touched.add(statement.tensor)
-            if statement.kind == "C":
-                touched.update(operands(product_of(self.chain, statement.tensor)))
-            elif statement.kind == "F":
-                touched.update(epilogue_operands(self.chain, statement.tensor))
-        return any(loop.letter in self.live.get(name, "") for name in touched)
-
     def _has_loop(self, items: Sequence[Loop | Statement]) -> bool:
         return any(
-            isinstance(item, Loop) and (not self._is_written_out(item) or self._has_loop(item.body)) for item in items
+            isinstance(item, Loop) and (not is_written_out(item, self.chain, self.live) or self._has_loop(item.body))
+            for item in items
         )
 
     def _bodies(
@@ -228,7 +206,9 @@ class _Walk:
         """Every value with the body that its product stands in."""
         for index, item in enumerate(items):
             if isinstance(item, Loop):
-                yield from self._bodies(item.body, path if self._is_written_out(item) else (*path, index))
+                yield from self._bodies(
+                    item.body, path if is_written_out(item, self.chain, self.live) else (*path, index)
+                )
             elif item.kind == "C":
                 yield item.tensor, path
 
@@ -237,11 +217,3 @@ class _Walk:
 
     def _bytes(self, name: str) -> int:
         return prod(self._shape(name)) * (1 if name in self.chain.boolean_inputs else self.chain.item_bytes)
-
-
-def _statements(items: Sequence[Loop | Statement]) -> Iterator[Statement]:
-    for item in items:
-        if isinstance(item, Loop):
-            yield from _statements(item.body)
-        else:
-            yield item

@@ -5,12 +5,12 @@ Warps: as few as leave a thread no more sums than it has registers for. Stages: 
 
 from dataclasses import replace
 
-from fusion.plan.allocation import allocated_bytes, block
+from fusion.plan.allocation import allocated_bytes
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
 from fusion.plan.prune import loaded_operands
 from fusion.plan.registers import accumulator_registers
-from fusion.plan.schedule import Schedule
+from fusion.plan.schedule import Schedule, block
 
 WARPS = (4, 8)  # with 16, a thread has 128 registers: compiled kernels spill more, and on sm_90 some do not compile
 SUMS_OF_A_THREAD = 96  # of its 255 registers; operands, addresses and an epilogue need the rest

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
 from fusion.plan.expression import Expression
-from fusion.plan.schedule import Schedule
+from fusion.plan.schedule import Schedule, block
 from fusion.plan.traffic import compute_letters, repeats, skeleton
 
 
@@ -82,7 +82,7 @@ class PerformanceModel:
                 number *= rounds[letter]
             moved_bytes += number
         if device.kind != "cpu":
-            tiles = {letter: 1 << (tile - 1).bit_length() for letter, tile in tiles.items()}
+            tiles = {letter: block(tile) for letter, tile in tiles.items()}
         flops = 0
         for number, own, around in terms.computed:
             for letter in own:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fusion.plan.chain import Chain
 from fusion.plan.expression import Expression, product_loops
-from fusion.plan.statements import Statement, dependence_graph, epilogue_operands, pending_sums, product_of
+from fusion.plan.statements import Statement, dependence_graph, pending_sums, product_of, touches, uses
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,36 @@ def num_shared(first: Sequence[object], second: Sequence[object]) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
+def statements_in(items: Sequence[Loop | Statement]) -> Iterator[Statement]:
+    """All statements of a body, those of the loops in it too, in program order.
+
+    Args:
+        items: Of a loop or a program.
+
+    Source: MCFuser (arXiv:2506.22169), Figure 4.
+    """
+    return (statement for statement, _ in _walk(items, ()))
+
+
+def is_written_out(loop: Loop, chain: Chain, live: Mapping[str, str]) -> bool:
+    """Whether a kernel has a loop's rounds one after the other, for a value has a variable for each of its tiles there.
+
+    Args:
+        loop: Of a program.
+        chain: That it computes.
+        live: As `live_tiles` of the program.
+
+    Source: not in the paper: variables of a kernel are not indexed.
+    """
+    touched = {name for statement in statements_in(loop.body) for name in touches(chain, statement)}
+    return any(loop.letter in live.get(name, "") for name in touched)
+
+
 def _live(program: Program, chain: Chain, value: str) -> str:
-    uses = {Statement("F", value), Statement("S", value)}
-    uses |= {Statement("C", reader.out) for reader in chain.products if value in (reader.left, reader.right)}
-    uses |= {Statement("F", out) for out in chain.tensors if value in epilogue_operands(chain, out)}
     paths, over = dict(program.walk()), product_of(chain, value).over
     own = paths[Statement("C", value)]
     start = tuple(takewhile(lambda loop: loop.letter != over, own))
-    shared = min(num_shared(start, path) for use, path in paths.items() if use in uses)
+    shared = min(num_shared(start, paths[use]) for use in uses(chain, value))
     return "".join(loop.letter for loop in own[shared:] if loop.letter in chain.tensors[value])
 
 

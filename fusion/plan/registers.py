@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from math import prod
 
-from fusion.plan.allocation import block
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
 from fusion.plan.placement import Loop, Program, live_tiles, num_shared
-from fusion.plan.schedule import Schedule
-from fusion.plan.statements import Statement, epilogue_operands, product_of
+from fusion.plan.schedule import Schedule, block
+from fusion.plan.statements import Statement, product_of, uses
 
 Path = tuple[Loop, ...]
 MAX_SHARE = 0.75  # of a multiprocessor's registers; of kernels compiled for three targets none with more sums fitted
@@ -62,14 +61,12 @@ def register_limit(chain: Chain, schedule: Schedule, device: Device) -> str | No
 
 def _lifetime(chain: Chain, statements: list[tuple[Statement, Path]], value: str) -> tuple[int, int]:
     """Indices of the first and the last statement around which a value's accumulator exists."""
-    uses = {Statement("C", value), Statement("F", value), Statement("S", value)}
-    uses |= {Statement("C", reader.out) for reader in chain.products if value in (reader.left, reader.right)}
-    uses |= {Statement("F", out) for out in chain.tensors if value in epilogue_operands(chain, out)}
+    held = {Statement("C", value), *uses(chain, value)}
     over = product_of(chain, value).over
     own = dict(statements)[Statement("C", value)]
     start = own[: next((depth for depth, loop in enumerate(own) if loop.letter == over), len(own))]
-    shared = min(num_shared(start, path) for use, path in statements if use in uses)
+    shared = min(num_shared(start, path) for use, path in statements if use in held)
     # What is used inside of a loop that the others are outside of exists as long as that loop turns.
-    loops = [path[shared] for use, path in statements if use in uses and len(path) > shared]
-    found = [i for i, (use, path) in enumerate(statements) if use in uses or (path[shared:] and path[shared] in loops)]
+    loops = [path[shared] for use, path in statements if use in held and len(path) > shared]
+    found = [i for i, (use, path) in enumerate(statements) if use in held or (path[shared:] and path[shared] in loops)]
     return min(found), max(found)

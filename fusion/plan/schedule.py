@@ -9,6 +9,8 @@ from fusion.plan.chain import Chain
 from fusion.plan.expression import Expression, parse
 from fusion.plan.placement import Program, grid_loops, place
 
+MIN_BLOCK = 16  # of Triton's dot, along each of its dimensions
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -57,3 +59,14 @@ def schedule(
     tree = parse(expression)
     place(chain, tree, tiles)
     return Schedule(tree, tuple((letter, tiles[letter]) for letter in chain.loops), num_warps, num_stages)
+
+
+def block(size: int) -> int:
+    """Entries of a tile's variable along a dimension: a power of two, at least what a product takes.
+
+    Args:
+        size: Of the tile.
+
+    Source: not in the paper; Triton's.
+    """
+    return max(MIN_BLOCK, 1 << (size - 1).bit_length())

@@ -122,6 +122,39 @@ def pending_sums(chain: Chain, value: str) -> str:
     return "".join(letter for letter in chain.loops if letter in letters and letter not in own)
 
 
+def touches(chain: Chain, statement: Statement) -> tuple[str, ...]:
+    """The tensors that a statement reads or changes.
+
+    Args:
+        chain: Any.
+        statement: One of its statements.
+
+    Source: MCFuser (arXiv:2506.22169), Figure 5.
+    """
+    match statement.kind:
+        case "C":
+            return (statement.tensor, *operands(product_of(chain, statement.tensor)))
+        case "F":
+            return (statement.tensor, *epilogue_operands(chain, statement.tensor))
+        case _:
+            return (statement.tensor,)
+
+
+def uses(chain: Chain, value: str) -> frozenset[Statement]:
+    """The statements that read a value, finish it or store it.
+
+    Args:
+        chain: Any.
+        value: Of a product.
+
+    Source: MCFuser (arXiv:2506.22169), Figure 5: its order edges.
+    """
+    found = {Statement("C", product.out) for product in chain.products if value in operands(product)}
+    found |= {Statement("F", p.out) for p in chain.products if value in epilogue_operands(chain, p.out)}
+    found |= {Statement("F", value)} if chain.epilogue(value) else set()
+    return frozenset(found | ({Statement("S", value)} if value == chain.output else set()))
+
+
 def product_of(chain: Chain, value: str) -> MatMul:
     """The product that makes a value.
 

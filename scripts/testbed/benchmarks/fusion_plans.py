@@ -50,6 +50,22 @@ def shapes(section: KernelsSection, *, argument: str) -> dict[str, Chain]:
     return {name: SHAPES[name] for name in section.shapes or SHAPES}
 
 
+def chains_on_devices(
+    section: KernelsSection, *, argument: str
+) -> tuple[list[Device], list[tuple[str, Chain, Device]]]:
+    """The devices of a section, and each of its chains by name on each of them.
+
+    Args:
+        section: Of the configuration.
+        argument: Its key, for errors.
+
+    Raises:
+        ConfigError: Where a device cannot be used or a name is unknown.
+    """
+    found, chains = devices(section.devices, argument=f"{argument}.devices"), shapes(section, argument=argument)
+    return found, [(name, chain, device) for device in found for name, chain in chains.items()]
+
+
 def planned(
     chain: Chain,
     device: Device,

@@ -15,9 +15,10 @@ from configs.schema import Config
 from fusion import Chain
 from fusion.plan.device import Device
 from fusion.plan.intensity import intensity
+from fusion.run.executor import LEAST_US
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks import fusion_paper
-from scripts.testbed.benchmarks.fusion_plans import devices, planned, shapes, unfused
+from scripts.testbed.benchmarks.fusion_plans import chains_on_devices, planned, unfused
 from scripts.testbed.benchmarks.fusion_shapes import GEMM_CHAINS, SELF_ATTENTION
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row, headlines
@@ -25,7 +26,7 @@ from scripts.testbed.rows import Row, headlines
 logger = logging.getLogger(__name__)
 
 EAGER_US = 8.0  # assumed: what an operation of PyTorch takes at least, most of it on the CPU
-LAUNCH_US = 2.5  # assumed: what a compiled kernel takes at least when it is started again and again
+LAUNCH_US = LEAST_US  # assumed likewise, of a compiled kernel
 OURS, NESTED = "MCFuser", "MCFuser-Chimera"
 
 
@@ -79,12 +80,9 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     Raises:
         ConfigError: Where a device cannot be used or a shape is unknown.
     """
-    section, key = config.bench.kernels, "bench.kernels"
-    found = devices(section.devices, argument=f"{key}.devices")
-    chains = shapes(section, argument=key)
-    cases = [
-        _case(name, chain, device, section, seed=config.seed) for device in found for name, chain in chains.items()
-    ]
+    section = config.bench.kernels
+    found, pairs = chains_on_devices(section, argument="bench.kernels")
+    cases = [_case(name, chain, device, section, seed=config.seed) for name, chain, device in pairs]
     summary = _summary(cases)
     return launch.Outcome(
         kind="simulated",

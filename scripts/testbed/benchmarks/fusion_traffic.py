@@ -10,7 +10,7 @@ from fusion.plan.device import Device
 from fusion.plan.schedule import Schedule
 from fusion.plan.traffic import Traffic, naive_program, traffic, unfused_bytes
 from scripts.testbed import launch, plots
-from scripts.testbed.benchmarks.fusion_plans import devices, planned, shapes, unfused
+from scripts.testbed.benchmarks.fusion_plans import chains_on_devices, planned, unfused
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row, headlines
 
@@ -49,14 +49,14 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
     Raises:
         ConfigError: Where a device cannot be used or a shape is unknown.
     """
-    section, key = config.bench.kernels, "bench.kernels"
-    found = devices(section.devices, argument=f"{key}.devices")
-    chains = shapes(section, argument=key)
-    cases = [
-        _case(name, chain, device, section, seed=config.seed) for device in found for name, chain in chains.items()
-    ]
+    section = config.bench.kernels
+    found, pairs = chains_on_devices(section, argument="bench.kernels")
+    cases = [_case(name, chain, device, section, seed=config.seed) for name, chain, device in pairs]
     sections = tuple(
-        _section(device, chains, [case for case in cases if case.device == device.name]) for device in found
+        _section(
+            device, {name: chain for name, chain, _ in pairs}, [case for case in cases if case.device == device.name]
+        )
+        for device in found
     )
     summary = _summary(cases)
     return launch.Outcome(

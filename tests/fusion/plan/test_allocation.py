@@ -8,9 +8,9 @@ import pytest
 
 from fusion import Chain, attention, gemm_chain, mlp
 from fusion.emit.triton import emit
-from fusion.plan.allocation import allocated_bytes, block
+from fusion.plan.allocation import allocated_bytes
 from fusion.plan.device import load_device
-from fusion.plan.schedule import Schedule, schedule
+from fusion.plan.schedule import Schedule, block, schedule
 from fusion.plan.space import search_space
 from fusion.run.resources import Compiler
 
