@@ -9,8 +9,8 @@ from torch.nn import functional
 from fusion import Chain, attention, gemm_chain, mlp
 from fusion.plan import Causal, Dim, Elementwise, Input, MatMul, Softmax
 from fusion.reference import run
+from tests.fusion.computed import DTYPES, draw, results
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATIONS = {
     "identity": lambda x: x,
     "relu": functional.relu,
@@ -18,28 +18,6 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "silu": functional.silu,
 }
-
-
-def draw(chain, dtype=torch.float64):
-    tensors = {}
-    for name in (tensor.name for tensor in chain.inputs):
-        if name in chain.boolean_inputs:
-            tensors[name] = torch.rand(chain.shape(name)) < 0.7
-        else:
-            tensors[name] = torch.randn(chain.shape(name), dtype=torch.float64).to(DTYPES[chain.dtype]).to(dtype)
-    return tensors
-
-
-def results(function, tensors, dtype):
-    """The output and every gradient by name, for one fixed upstream gradient."""
-    leaves = {
-        name: t if t.dtype == torch.bool else t.to(dtype, copy=True).requires_grad_() for name, t in tensors.items()
-    }
-    output = function(leaves)
-    generator = torch.Generator().manual_seed(1)
-    output.backward(torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype))
-    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.dtype != torch.bool}
-    return {"output": output.detach(), **gradients}
 
 
 def assert_means(chain, expected):

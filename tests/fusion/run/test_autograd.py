@@ -9,39 +9,13 @@ from fusion.plan.derived import GradientError
 from fusion.plan.gradient import gradients
 from fusion.reference import run
 from fusion.run.autograd import apply
+from tests.fusion.computed import DTYPES, draw, results, upstream
 from tests.fusion.differentiable import ACTIVATIONS, chains
 from tests.fusion.executor import Interpreter, execute
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # At most four sums in a row, of at most 17 terms each, and 32 operations between; the exponent of a score as large as
 # 16 multiplies what is rounded by as much.
 ROUNDINGS = 16 * (4 * 17 + 32)
-
-
-def draw(chain, dtype=torch.float64):
-    tensors = {}
-    for name in (tensor.name for tensor in chain.inputs):
-        if name in chain.boolean_inputs:
-            tensors[name] = torch.rand(chain.shape(name)) < 0.7
-        else:
-            tensors[name] = torch.randn(chain.shape(name), dtype=torch.float64).to(DTYPES[chain.dtype]).to(dtype)
-    return tensors
-
-
-def upstream(output, dtype):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def results(function, tensors, dtype):
-    """The output and every gradient by name, for one fixed upstream gradient."""
-    leaves = {
-        name: t if t.dtype == torch.bool else t.to(dtype, copy=True).requires_grad_() for name, t in tensors.items()
-    }
-    output = function(leaves)
-    output.backward(upstream(output, dtype))
-    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.dtype != torch.bool}
-    return {"output": output.detach(), **gradients}
 
 
 def joined(found):
