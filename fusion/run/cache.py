@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.plan.prune import tile_sizes
+from fusion.run.loader import cache_root
 from fusion.run.winner import Key, Winner, WinnerError, code_version, decode, encode, encode_key
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,8 @@ class CacheError(ValueError):
 
 
 def default_folder() -> Path:
-    """$XDG_CACHE_HOME/quartet/fusion/winners, with ~/.cache where that is not set.
-
-    Source: the XDG base directory specification.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quartet" / "fusion" / "winners"
+    """`winners` in the cache folder, $XDG_CACHE_HOME/quartet/fusion; not in the paper."""
+    return cache_root() / "winners"
 
 
 class Cache:

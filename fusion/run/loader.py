@@ -40,10 +40,17 @@ def load(kernel: Kernel) -> Any:
     return getattr(sys.modules[qualified], kernel.name)
 
 
+def cache_root() -> Path:
+    """$XDG_CACHE_HOME/quartet/fusion, with ~/.cache where that is not set.
+
+    Source: the XDG base directory specification.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quartet" / "fusion"
+
+
 def kernel_folder() -> Path:
     """Where sources of kernels lie; not in the paper."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "quartet" / "fusion" / "kernels"
+    return cache_root() / "kernels"
 
 
 def _written(name: str, source: str) -> Path:
