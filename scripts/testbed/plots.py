@@ -11,6 +11,7 @@ COLORS = (
     "#1f6f8b", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#555f6b", "#6cb4c9", "#e8a88f", "#a9c9a4", "#c6a6d3",
 )  # fmt: skip
 FEW_NAMES = 4  # more are listed below the axes, where they hide nothing
+LEGEND_CHARACTERS = 72  # of small type that fit below the axes
 FEW_BARS = 12  # likewise for groups of bars
 
 
@@ -103,7 +104,9 @@ def timelines(lanes: Mapping[str, Sequence[tuple[str, str, float, float]]], *, t
 def _name(figure: Figure, count: int, *, outside: bool = False) -> None:
     """Say which colour is whose, if there are several."""
     if count > FEW_NAMES or (outside and count > 1):
-        figure.legend(loc="outside lower center", ncols=FEW_NAMES - 1, frameon=False, fontsize=8)
+        longest = max(len(text) for text in figure.axes[0].get_legend_handles_labels()[1])
+        columns = max(1, min(FEW_NAMES - 1, LEGEND_CHARACTERS // (longest + 4)))
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     elif count > 1:
         figure.axes[0].legend(frameon=False, fontsize=8)
 
