@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from scripts.testbed.ranks import leave
+
 TIMEOUT = datetime.timedelta(seconds=60)
 
 
@@ -21,6 +23,7 @@ def _main(rank: int, world_size: int, store: str, function: Callable[..., None],
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    leave()
 
 
 def run_ranks(world_size: int, function: Callable[..., None], *arguments: object) -> None:
