@@ -20,6 +20,7 @@ from configs.sections import (
     TuneConfig,
     known_baselines,
 )
+from configs.study import StudySection
 from configs.typed import build
 
 VerbName = Literal["train", "bench", "tune"]
@@ -55,6 +56,7 @@ class Config:
     omoe: OMoESection
     bliss: BlissSection
     trainer: TrainerConfig
+    study: StudySection
     cluster: ClusterConfig
     bench: BenchConfig
     tune: TuneConfig

@@ -8,10 +8,12 @@ expert inputs -> projectors -> base step -> projected step
     inputs.py      mean inputs of experts, observed by hooks
     projector.py   space=input: projectors from mean inputs, and the others' projector
     subspace.py    space=update: the span of the other experts' changes
+    control.py     controls: smaller steps, random directions, own directions
     base_step.py   the base optimizer's finished step, decoupled decay apart
     state.py       what is remembered of every expert linear
     optimizer.py   OMoE around any torch optimizer
     diversity.py   how different experts are
+    rivals.py      losses by which others keep experts apart
     reference.py   the meaning, one matrix at a time
 """
 

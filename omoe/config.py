@@ -7,6 +7,7 @@ from typing import Literal, get_args
 Space = Literal["update", "input"]
 Combine = Literal["mean", "load", "union"]
 Linears = Literal["both", "up", "down"]
+Control = Literal["none", "length", "random", "own"]
 
 INPUT_ONLY = ("alpha", "combine", "refresh_in_orthogonal")
 
@@ -35,10 +36,12 @@ class OMoEConfig:
     """Others' projector: their mean, their mean weighted by tokens so far, or that of their union. Only space=input."""
     refresh_in_orthogonal: bool = True
     """Whether orthogonal steps refresh the projectors too. Only for space=input."""
+    control: Control = "none"
+    """What an experiment's control does instead of an orthogonal step; see omoe/control.py."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, choices in (("space", Space), ("combine", Combine), ("linears", Linears)):
+        for name, choices in (("space", Space), ("combine", Combine), ("linears", Linears), ("control", Control)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(get_args(choices))}")
         for name, least in (("period", 1), ("first_orthogonal_step", 0)):

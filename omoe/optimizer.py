@@ -13,12 +13,21 @@ from torch.optim import Optimizer
 
 from omoe.base_step import base_step_EOI, decay_share
 from omoe.config import OMoEConfig
+from omoe.control import along_own, random_like, rotated, seed_of, shortened
 from omoe.experts import ExpertLinear, expert_weights, select_linears
 from omoe.inputs import MeanInputs
-from omoe.projector import SYMMETRISE_EVERY, refreshed, removed_by_others, seen_means, symmetrised, trace_share
+from omoe.projector import (
+    SYMMETRISE_EVERY,
+    complements,
+    refreshed,
+    removed_by_others,
+    seen_means,
+    symmetrised,
+    trace_share,
+)
 from omoe.schedule import phase, refreshes
 from omoe.state import LinearState, initial_state, loaded_state
-from omoe.subspace import removed_by_span
+from omoe.subspace import WeightRows, project, removed_by_span
 
 
 class OMoE(Optimizer):
@@ -59,6 +68,7 @@ class OMoE(Optimizer):
         _check_linears(self.expert_linears, base, config)
         self.num_steps = 0
         self.linear_state: dict[str, LinearState] = {}
+        self._before: dict[str, Tensor] = {}
         super().__init__([dict(group) for group in base.param_groups], base.defaults)
         self._share_with_base()
         self.inputs: MeanInputs | None = None
@@ -84,35 +94,64 @@ class OMoE(Optimizer):
             self.linear_state = {linear.name: initial_state(linear, self.config) for linear in self.expert_linears}
         before: dict[str, Tensor] = {}
         if phase(self.num_steps, self.config) == "orthogonal":
-            before = {linear.name: torch.stack(expert_weights(linear)) for linear in self.expert_linears}
+            before = {linear.name: self._copied(linear) for linear in self.expert_linears}
         loss = self.base.step() if closure is None else self.base.step(closure)
         if before:
             shares = {id(p): decay_share(self.base, group) for group in self.param_groups for p in group["params"]}
             for linear in self.expert_linears:
-                self._project(linear, before.pop(linear.name), [shares[id(p)] for p in linear.parameters])
+                self._project(linear, before[linear.name], [shares[id(p)] for p in linear.parameters])
         if self.inputs is not None:
             self._refresh(self.inputs)
         self.num_steps += 1
         return loss
 
     @torch.no_grad()
+    def _copied(self, linear: ExpertLinear) -> Tensor:
+        """The weights now, in memory that is kept from step to step."""
+        dtype = torch.promote_types(linear.parameters[0].dtype, torch.float32)
+        copy_EOI = self._before.get(linear.name)
+        if copy_EOI is None:
+            copy_EOI = torch.empty(linear.shape_EOI, dtype=dtype, device=linear.parameters[0].device)
+            self._before[linear.name] = copy_EOI
+        torch._foreach_copy_(copy_EOI.unbind(0), expert_weights(linear))
+        return copy_EOI
+
+    @torch.no_grad()
     def _project(self, linear: ExpertLinear, before_EOI: Tensor, decay_shares: Sequence[float]) -> None:
         state = self.linear_state[linear.name]
-        dtype = torch.promote_types(before_EOI.dtype, torch.float32)
+        if self.config.space == "update" and self.config.control == "none":
+            state["removed_energy_E"] = project(_rows(linear, before_EOI, state["start_EOI"], decay_shares)).float()
+            return
         if self.config.space == "update":
-            change_EK = (before_EOI.to(dtype) - state["start_EOI"]).flatten(1)
+            change_EK = (before_EOI - state["start_EOI"]).flatten(1)
             step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
-            energy_E = _energy(step_EOI)
-            step_EK = step_EOI.flatten(1)
-            removed_EOI = removed_by_span(step_EK, change_EK, out_EK=step_EK).view_as(step_EOI)
+            removed_EOI = self._along_changes(linear, step_EOI.flatten(1), change_EK).view_as(step_EOI)
         else:
             step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
-            energy_E = _energy(step_EOI)
-            projector_EII, num_tokens_E = state["projector_EII"], state["num_tokens_E"]
-            removed_EII = removed_by_others(projector_EII, num_tokens_E, combine=self.config.combine)
-            removed_EOI = step_EOI @ removed_EII.to(dtype)
+            removed_EOI = step_EOI @ self._removed_inputs(linear).to(step_EOI.dtype)
+        if self.config.control == "length":
+            removed_EOI = shortened(step_EOI, removed_EOI)
         torch._foreach_sub_(expert_weights(linear), removed_EOI.unbind(0))
+        energy_E = _energy(step_EOI)
         state["removed_energy_E"] = torch.where(energy_E > 0, _energy(removed_EOI) / energy_E, 0).float()
+
+    def _along_changes(self, linear: ExpertLinear, step_EK: Tensor, change_EK: Tensor) -> Tensor:
+        if self.config.control == "own":
+            return along_own(step_EK, change_EK)
+        if self.config.control == "random":
+            change_EK = random_like(change_EK, seed=self._seed(linear))
+        return removed_by_span(step_EK, change_EK)
+
+    def _removed_inputs(self, linear: ExpertLinear) -> Tensor:
+        state = self.linear_state[linear.name]
+        projector_EII, num_tokens_E = state["projector_EII"], state["num_tokens_E"]
+        if self.config.control == "own":
+            return complements(projector_EII)
+        removed_EII = removed_by_others(projector_EII, num_tokens_E, combine=self.config.combine)
+        return rotated(removed_EII, seed=self._seed(linear)) if self.config.control == "random" else removed_EII
+
+    def _seed(self, linear: ExpertLinear) -> int:
+        return seed_of(self.num_steps, [other.name for other in self.expert_linears], linear.name)
 
     @torch.no_grad()
     def _refresh(self, inputs: MeanInputs) -> None:
@@ -185,6 +224,21 @@ class OMoE(Optimizer):
 
     def _share_with_base(self) -> None:
         self.param_groups, self.state = self.base.param_groups, self.base.state
+
+
+def _rows(linear: ExpertLinear, before_EOI: Tensor, start_EOI: Tensor, decay_shares: Sequence[float]) -> WeightRows:
+    """One row per expert; decay and whether there was a step are those of the parameter that holds the expert."""
+    per_parameter = linear.num_experts // len(linear.parameters)
+    return WeightRows(
+        start_EK=start_EOI.flatten(1),
+        before_EK=before_EOI.flatten(1),
+        after_K=[weight_OI.view(-1) for weight_OI in expert_weights(linear)],
+        kept_share_E=[
+            None if parameter.grad is None else 1 - share
+            for parameter, share in zip(linear.parameters, decay_shares, strict=True)
+            for _ in range(per_parameter)
+        ],
+    )
 
 
 def _energy(step_EOI: Tensor) -> Tensor:

@@ -95,12 +95,20 @@ def removed_by_others(projector_EII: Tensor, num_tokens_E: Tensor, *, combine: C
 
     Source: our definition, section 4, item 2: Q[i] = sum over j != i of P[j] / (N - 1), or its alternatives.
     """
-    d_in = projector_EII.shape[1]
-    complement_EII = torch.eye(d_in, dtype=projector_EII.dtype, device=projector_EII.device) - projector_EII
+    complement_EII = complements(projector_EII)
     if combine == "union":
         return complement_EII
     share_EJ = others_share(num_tokens_E, combine=combine).to(projector_EII.dtype)
     return (share_EJ @ complement_EII.flatten(1)).view_as(complement_EII)
+
+
+def complements(projector_EII: Tensor) -> Tensor:
+    """I - P of every expert.
+
+    Source: our definition, section 10: the own-projector control projects by P.
+    """
+    d_in = projector_EII.shape[1]
+    return torch.eye(d_in, dtype=projector_EII.dtype, device=projector_EII.device) - projector_EII
 
 
 def trace_share(projector_EII: Tensor, num_tokens_E: Tensor, *, combine: Combine) -> Tensor:

@@ -3,9 +3,14 @@
 Shapes: E experts, J experts (the second of a pair), K values of one expert's flattened weight.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+COLUMNS = 16384
+"""Columns that are read at a time: with a few experts they stay in a core's cache between reads."""
 BLOCK = 4096
 """Values of a dot product that are summed in the tensors' own precision; blocks are summed in float64."""
 
@@ -54,13 +59,12 @@ def others_coefficients(gram_EE: Tensor, overlap_EJ: Tensor, *, tolerance: float
     return (vectors_EJJ @ along_EJ[:, :, None])[:, :, 0] * scale_E * others_EJ
 
 
-def removed_by_span(step_EK: Tensor, change_EK: Tensor, *, out_EK: Tensor | None = None) -> Tensor:
+def removed_by_span(step_EK: Tensor, change_EK: Tensor) -> Tensor:
     """The part of every expert's step that lies in the span of the other experts' changes.
 
     Args:
         step_EK: Finished steps, flattened.
         change_EK: Accumulated changes W - W_0 before this step, flattened, in the dtype of the steps.
-        out_EK: Where to write the result; may be step_EK.
 
     Returns:
         (E, K): the step less this is orthogonal to every other expert's change; zero where no other has changed.
@@ -68,8 +72,94 @@ def removed_by_span(step_EK: Tensor, change_EK: Tensor, *, out_EK: Tensor | None
     Source: our definition, update space (the paper's text gives none): "orthogonal to the subspace spanned by other
         experts", taken on the experts' own changes.
     """
-    tolerance = change_EK.shape[0] * torch.finfo(change_EK.dtype).eps
-    gram_EE = dot_products(change_EK, change_EK)
-    overlap_EJ = dot_products(step_EK, change_EK)
-    coefficients_EJ = others_coefficients(gram_EE, overlap_EJ, tolerance=tolerance)
-    return torch.mm(coefficients_EJ.to(change_EK.dtype), change_EK, out=out_EK)
+    num_experts = len(change_EK)
+    both = torch.cat([change_EK, step_EK])
+    coefficients_EJ, _ = coefficients_of(dot_products(both, change_EK), num_experts, eps=torch.finfo(both.dtype).eps)
+    return coefficients_EJ.to(change_EK.dtype) @ change_EK
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRows:
+    """The weights of one linear around a step, one row per expert.
+
+    Source: our definition, section 4 of the pseudo-code: W before and after U.
+    """
+
+    start_EK: Tensor
+    """W_0."""
+    before_EK: Tensor
+    """Before the step, in float32 or wider; `project` overwrites it."""
+    after_K: Sequence[Tensor]
+    """After it: views of the model's own memory."""
+    kept_share_E: Sequence[float | None]
+    """What decoupled decay left of a weight, 1 - lr * weight_decay; None for an expert that was not stepped."""
+
+
+def project(rows: WeightRows) -> Tensor:
+    """Take out of the weights what the latest step added along the other experts' changes: `removed_by_span`, fast.
+
+    Columns are read in blocks that stay in the processor's cache, twice: for the dot products, and to subtract.
+
+    Args:
+        rows: The weights of one linear.
+
+    Returns:
+        (E,) float64: the share of each step's squared length that was taken out.
+
+    Source: as `removed_by_span`; the blocks are not in the paper.
+    """
+    num_experts, num_values = rows.before_EK.shape
+    product = rows.before_EK.new_zeros(2 * num_experts, 2 * num_experts, dtype=torch.float64)
+    both = rows.before_EK.new_empty(2 * num_experts, min(COLUMNS, num_values))
+    for first in range(0, num_values, COLUMNS):
+        columns = slice(first, min(first + COLUMNS, num_values))
+        block = both[:, : columns.stop - first]
+        before_EB, change_EB, step_EB = rows.before_EK[:, columns], block[:num_experts], block[num_experts:]
+        change_EB.copy_(before_EB).sub_(rows.start_EK[:, columns])
+        for step_B, before_B, after_K, kept in zip(step_EB, before_EB, rows.after_K, rows.kept_share_E, strict=True):
+            if kept is None:
+                step_B.zero_()
+            else:
+                step_B.copy_(after_K[columns]).sub_(before_B, alpha=kept)
+        before_EB.copy_(change_EB)
+        product += block @ block.T
+    coefficients_EJ, energy_E = coefficients_of(product, num_experts, eps=torch.finfo(both.dtype).eps)
+    step_energy_E = product.diagonal()[num_experts:]
+    _subtract(rows, coefficients_EJ.to(both.dtype), out=both[:num_experts])
+    return torch.where(step_energy_E > 0, energy_E / step_energy_E, 0)
+
+
+def _subtract(rows: WeightRows, coefficients_EJ: Tensor, *, out: Tensor) -> None:
+    change_EK = rows.before_EK
+    broken = ~coefficients_EJ.any(0)  # nobody's projection needs these changes, which may hold what is not a number
+    if broken.any():
+        change_EK[broken] = 0
+    for first in range(0, change_EK.shape[1], COLUMNS):
+        columns = slice(first, min(first + COLUMNS, change_EK.shape[1]))
+        removed_EB = torch.mm(coefficients_EJ, change_EK[:, columns], out=out[:, : columns.stop - first])
+        for after_K, removed_B in zip(rows.after_K, removed_EB, strict=True):
+            after_K[columns].sub_(removed_B)
+
+
+def coefficients_of(product: Tensor, num_experts: int, *, eps: float) -> tuple[Tensor, Tensor]:
+    """`others_coefficients` from the dot products of [changes, steps] with at least [changes].
+
+    An expert whose change or step is not finite is left out: it spans nothing, and its own step stays as it is.
+
+    Args:
+        product: Dot products, float64; the first rows and columns are the changes.
+        num_experts: E.
+        eps: Of the dtype they were multiplied in.
+
+    Returns:
+        The coefficients (E, E), and the squared length (E,) of what they make.
+
+    Source: as `others_coefficients`.
+    """
+    gram_EE, overlap_EJ = product[:num_experts, :num_experts], product[num_experts:, :num_experts]
+    finite_E = gram_EE.diagonal().isfinite()
+    finite_EE = finite_E[:, None] & finite_E
+    gram_EE = torch.where(finite_EE, gram_EE, 0)
+    overlap_EJ = torch.where(finite_E & overlap_EJ.isfinite(), overlap_EJ, 0)
+    coefficients_EJ = others_coefficients(gram_EE, overlap_EJ, tolerance=num_experts * eps)
+    return coefficients_EJ, (coefficients_EJ @ gram_EE * coefficients_EJ).sum(1)

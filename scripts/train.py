@@ -13,6 +13,7 @@ from scripts.testbed import checkpoints, chosen_plans, experts, history, launch,
 from scripts.testbed.quartet import build as build_model
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
+from scripts.testbed.study import study
 from scripts.testbed.tasks.build import build as build_task
 from scripts.testbed.tasks.task import Evaluation, Task
 from scripts.testbed.trainer import QuartetTrainer
@@ -42,6 +43,8 @@ def train(config: Config, run: launch.Run) -> launch.Outcome:
     Returns:
         Rows, headline figures and the report's sections.
     """
+    if config.study.tasks:
+        return study.run(config, run)
     torch.set_num_threads(threads.chosen(config))
     task = build_task(config, run.folder)
     provider = "moe" if config.moe.enabled else "dense"

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     MarianConfig,
     MarianMTModel,
     PegasusConfig,
@@ -98,20 +100,37 @@ def classifier(
             return AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=len(labels), attn_implementation=ATTENTION, **names
             )
-        return BertForSequenceClassification(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.d_model,
-                intermediate_size=config.d_ff,
-                num_attention_heads=config.num_heads,
-                num_hidden_layers=config.num_encoder_layers,
-                hidden_act=config.activation,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=0.0,
-                max_position_embeddings=config.max_length,
-                pad_token_id=tokenizer.pad_token_id,
-                num_labels=len(labels),
-                attn_implementation=ATTENTION,
-                **names,
-            )
-        )
+        return BertForSequenceClassification(_bert(config, tokenizer, num_labels=len(labels), **names))
+
+
+def encoder(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PreTrainedModel:
+    """An encoder without a head, pretrained or from scratch; its layers are at `.encoder.layer`.
+
+    Args:
+        config: Sizes, or the name of a pretrained encoder.
+        tokenizer: Gives the vocabulary's size and special ids.
+        seed: Seed of the weights from scratch; the global random stream is left alone.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if config.pretrained is not None:
+            folder = pretrained.folder(config.pretrained)
+            return AutoModel.from_pretrained(folder, attn_implementation=ATTENTION)
+        return BertModel(_bert(config, tokenizer))
+
+
+def _bert(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, **settings: object) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.d_model,
+        intermediate_size=config.d_ff,
+        num_attention_heads=config.num_heads,
+        num_hidden_layers=config.num_encoder_layers,
+        hidden_act=config.activation,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=config.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=ATTENTION,
+        **settings,
+    )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omoe.reference import outside_span
-from omoe.subspace import BLOCK, dot_products, others_coefficients, removed_by_span
+from omoe.subspace import BLOCK, COLUMNS, WeightRows, dot_products, others_coefficients, project, removed_by_span
 
 
 def steps_and_changes(seed: int, num_experts: int, size: int) -> tuple[Tensor, Tensor]:
@@ -104,4 +104,56 @@ def test_repeats_bit_for_bit() -> None:
     step_EK, change_EK = steps_and_changes(8, 4, BLOCK + 9)
     removed_EK = removed_by_span(step_EK, change_EK)
     assert torch.equal(removed_by_span(step_EK, change_EK), removed_EK)
-    assert torch.equal(removed_by_span(step_EK, change_EK, out_EK=step_EK), removed_EK)
+
+
+def rows_of(seed: int, size: int, kept: list[float | None], dtype: torch.dtype) -> tuple[WeightRows, Tensor]:
+    """The weights around a step, and those that the plain path gives."""
+    num_experts = len(kept)
+    step_EK, change_EK = steps_and_changes(seed, num_experts, size)
+    start_EK = torch.randn(num_experts, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    before_EK = (start_EK + change_EK).to(dtype)
+    after_EK = before_EK.clone()
+    step_EK = step_EK.to(dtype)
+    for expert, share in enumerate(kept):
+        if share is None:
+            step_EK[expert] = 0
+        else:
+            after_EK[expert] = share * before_EK[expert] + step_EK[expert]
+    start_EK = start_EK.to(dtype)
+    expected_EK = after_EK - removed_by_span(step_EK, before_EK - start_EK)
+    rows = WeightRows(start_EK=start_EK, before_EK=before_EK, after_K=list(after_EK), kept_share_E=kept)
+    return rows, expected_EK
+
+
+@given(st.integers(0, 1000), st.sampled_from([1, 17, COLUMNS, COLUMNS + 5]))
+@settings(max_examples=10, deadline=None)
+def test_blocks_give_what_the_plain_path_gives(seed: int, size: int) -> None:
+    rows, expected_EK = rows_of(seed, size, [0.9, 0.9, None, 1.0], torch.float64)
+    removed_E = project(rows)
+    actual_EK = torch.stack(list(rows.after_K))
+    assert_equal_up_to_rounding("weights", actual_EK, expected_EK, roundings=1000)
+    assert removed_E[2] == 0
+
+
+def test_the_share_taken_out_is_what_is_missing() -> None:
+    rows, _ = rows_of(3, 500, [1.0, 1.0, 1.0], torch.float64)
+    before_EK, after_EK = rows.before_EK.clone(), torch.stack(list(rows.after_K))
+    removed_E = project(rows)
+    missing_EK = after_EK - torch.stack(list(rows.after_K))
+    share_E = missing_EK.square().sum(1) / (after_EK - before_EK).square().sum(1)
+    assert_equal_up_to_rounding("share", removed_E, share_E, roundings=10_000)
+
+
+def test_an_expert_that_is_not_a_number_neither_spreads_nor_holds_back() -> None:
+    rows, _ = rows_of(4, 300, [1.0, 1.0, 1.0], torch.float64)
+    rows.before_EK[0, 7] = torch.nan
+    rows.after_K[0][7] = torch.nan
+    untouched_EK = torch.stack(list(rows.after_K))
+    alone, _ = rows_of(4, 300, [1.0, 1.0, 1.0], torch.float64)
+    alone.before_EK[0] = alone.start_EK[0]
+    removed_E, expected_E = project(rows), project(alone)
+    assert torch.equal(torch.stack(list(rows.after_K))[0].nan_to_num(), untouched_EK[0].nan_to_num())
+    for expert in (1, 2):
+        assert torch.equal(rows.after_K[expert], alone.after_K[expert])
+    assert removed_E[0] == 0
+    assert torch.equal(removed_E[1:], expected_E[1:])

@@ -31,15 +31,18 @@ def build(config: Config, folder: Path) -> Task:
             f"model.kind: got {config.model.kind} for {config.data.name}, which is {data.task}; "
             "accepts marian or bart for text generation and bert for classification"
         )
-    tokenizer = _tokenizer(config, data)
+    tokenizer = tokenizer_of(config, data)
     tokenizer.save_pretrained(folder / "tokenizer")
     kind: type[Translation] | type[Classification] = Translation if translates else Classification
     return kind(data, tokenizer, config.model, seed=config.seed)
 
 
-def _tokenizer(config: Config, data: Data) -> PreTrainedTokenizerFast:
+def tokenizer_of(config: Config, data: Data) -> PreTrainedTokenizerFast:
+    """The pretrained network's own tokenizer, or one trained on the training split alone."""
     if config.model.pretrained is not None:
         return AutoTokenizer.from_pretrained(pretrained.folder(config.model.pretrained))
-    columns = [name for name in ("source", "target", "text", "text_pair") if name in data.train.column_names]
-    texts = [text for name in columns for text in data.train[name]]
+    named = ("source", "target", "text", "text_pair", "question", "context")
+    texts = [text for name in named if name in data.train.column_names for text in data.train[name]]
+    if "tokens" in data.train.column_names:
+        texts = [" ".join(words) for words in data.train["tokens"]]
     return train_tokenizer(texts, vocab_size=config.model.vocab_size)

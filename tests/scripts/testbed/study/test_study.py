@@ -1,0 +1,109 @@
+"""A study in small: every kind of task, resumed, and with methods that start alike."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import Config, load
+from configs.typed import ConfigError
+from scripts.testbed.launch import Outcome, Run, compose
+from scripts.testbed.study import record, study
+
+SENTENCES = ["the red house stands in Bonn", "a dog barks", "Anna lives in Rome", "we saw the sea", "Rome is old"]
+
+
+def folders(root: Path) -> Path:
+    """Tiny sets in the layouts of WNUT-17 and SQuAD."""
+    for split in ("train.conll", "dev.conll", "test.annotated"):
+        lines = []
+        for text in SENTENCES:
+            lines += [f"{w}\t{'B-location' if w in ('Bonn', 'Rome') else 'O'}" for w in text.split()] + [""]
+        (root / "wnut17").mkdir(parents=True, exist_ok=True)
+        (root / "wnut17" / split).write_text("\n".join(lines) + "\n")
+    articles = []
+    for number in range(48):
+        paragraphs = []
+        for part in range(5):
+            context = f"Text {number} {part}: {SENTENCES[part]}"
+            answer = {"text": SENTENCES[part].split()[0], "answer_start": context.index(SENTENCES[part])}
+            question = {"id": f"{number}-{part}", "question": "which word comes first", "answers": [answer]}
+            paragraphs.append({"context": context, "qas": [question]})
+        articles.append({"title": str(number), "paragraphs": paragraphs})
+    (root / "xquad").mkdir(parents=True)
+    (root / "xquad" / "xquad.en.json").write_text(json.dumps({"data": articles}))
+    return root
+
+
+def configured(*overrides: str) -> Config:
+    return load(compose("train", ["experiment=omoe/glue_small", "debug=smoke", "study.seeds=[0]", *overrides]))
+
+
+def run(config: Config, folder: Path) -> Outcome:
+    return study.run(config, Run(folder=folder, rank=0))
+
+
+def values(outcome: Outcome) -> dict[str, float]:
+    return {f"{row.provider}/{row.metric}": row.value for row in outcome.rows if row.metric.find("seconds") < 0}
+
+
+@pytest.mark.parametrize("task", ["wnut17", "xquad"])
+def test_tags_and_answers_are_studied_too(task: str, tmp_path: Path) -> None:
+    config = configured(
+        f"study.tasks=[{task}]", f"data.root={folders(tmp_path / 'data')}", "study.methods=[adamw,omoe]"
+    )
+    found = values(run(config, tmp_path))
+    metric = {"wnut17": "entity_f1", "xquad": "answer_f1"}[task]
+    assert 0 <= found[f"omoe/{task}_{metric}"] <= 100
+    assert found[f"adamw/{task}_output_cosine_before"] == 1
+    assert found[f"adamw/{task}_variation_before"] == 0
+
+
+def test_a_finished_run_is_kept_a_damaged_one_repeated_and_both_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configured("study.methods=[adamw,omoe,same_length]", "trainer.max_steps=3")
+    first = values(run(config, tmp_path))
+    files = sorted((tmp_path / "runs").rglob("*.json"))
+    assert len(files) == 3
+    files[0].write_text("{")
+    repeated: list[str] = []
+    real = record.write
+    monkeypatch.setattr(record, "write", lambda path, done: (repeated.append(done.method), real(path, done)))
+    assert values(run(config, tmp_path)) == first
+    assert len(repeated) == 1
+    assert "run again" in caplog.text
+    assert values(run(config, tmp_path)) == first
+    assert len(repeated) == 1
+
+
+def test_what_was_not_run_is_not_made_up(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no finished run"):
+        run(configured("study.only_finished=true"), tmp_path)
+
+
+def test_methods_start_alike_and_differ_by_what_they_are(tmp_path: Path) -> None:
+    """Before an expert has changed nothing is taken out, so the losses of the first two steps are the same."""
+    methods = "study.methods=[adamw,omoe,same_length,'expert_lr:factor=0.1',output_orthogonality]"
+    config = configured(methods, "trainer.max_steps=4")
+    run(config, tmp_path)
+    kept = [record.read(path) for path in (tmp_path / "runs").rglob("*.json")]
+    losses = {done.method: done.finished.losses for done in kept if done is not None}
+    assert losses["adamw"][:2] == losses["omoe"][:2] == losses["same_length"][:2]
+    assert losses["adamw"][0] == losses["expert_lr:factor=0.1"][0] == losses["output_orthogonality"][0]
+    assert len({tuple(loss) for loss in losses.values()}) == 5
+
+
+def test_a_study_leaves_the_random_stream_alone(tmp_path: Path) -> None:
+    config = configured("study.methods=[adamw]", "trainer.max_steps=2")
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    run(config, tmp_path)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_too_many_frozen_layers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="frozen_layers: got 2, accepts 0 to 1"):
+        run(configured("study.frozen_layers=2"), tmp_path)
