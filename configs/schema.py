@@ -7,6 +7,7 @@ from typing import Any, Literal, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from configs.comparison import ComparisonSection
 from configs.sections import (
     BenchConfig,
     BlissSection,
@@ -60,6 +61,7 @@ class Config:
     cluster: ClusterConfig
     bench: BenchConfig
     tune: TuneConfig
+    comparison: ComparisonSection = ComparisonSection()
 
     def __post_init__(self) -> None:
         if self.verb != self.experiment_verb:

@@ -64,6 +64,8 @@ class DataConfig:
     """Most training rows kept, evenly spaced over the split; null keeps all."""
     max_eval: int | None = None
     """Most rows kept of valid and of test each, evenly spaced; null keeps all."""
+    stand_in: str | None = None
+    """A shipped set that debug=smoke takes instead, where this one cannot be had everywhere."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_train", "max_eval")

@@ -9,7 +9,7 @@ import torch
 
 from configs.schema import Config
 from moe_pipeline.parallel import gather_state
-from scripts.testbed import checkpoints, chosen_plans, experts, history, launch, one_process, threads
+from scripts.testbed import checkpoints, chosen_plans, comparison, experts, history, launch, one_process, threads
 from scripts.testbed.quartet import build as build_model
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
@@ -45,6 +45,8 @@ def train(config: Config, run: launch.Run) -> launch.Outcome:
     """
     if config.study.tasks:
         return study.run(config, run)
+    if config.comparison.enabled:
+        return comparison.train(config, run)
     torch.set_num_threads(threads.chosen(config))
     task = build_task(config, run.folder)
     provider = "moe" if config.moe.enabled else "dense"

@@ -50,6 +50,8 @@ class Outcome:
     kind: Kind = "measured"
     data_sha256: str = ""
     sections: tuple[report.Section, ...] = ()
+    on_record: bool = False
+    """Whether the rows are those that scripts/results holds already."""
 
 
 Verb = Callable[[Config, Run], Outcome]
@@ -130,8 +132,9 @@ def execute(config: Config, function: Verb, run: Run) -> rows.Result:
     )
     if run.rank == 0:
         write_text(run.folder / "report.html", report.render(config, result, outcome.sections))
-        if config.record:
-            logger.info("rows recorded in %s", rows.record(result).relative_to(rows.REPOSITORY))
+        if config.record and not outcome.on_record:
+            recorded = rows.record(result, one_run=config.comparison.enabled)
+            logger.info("rows recorded in %s", recorded.relative_to(rows.REPOSITORY))
         rows.write_rows(run.folder / "rows.csv", rows.recorded(result))
     return result
 

@@ -150,13 +150,28 @@ def read_rows(path: Path) -> list[RecordedRow]:
     return rows
 
 
-def record(result: Result) -> Path:
-    """Put a result's rows into scripts/results, in place of the experiment's earlier ones; returns the file."""
+def record(result: Result, *, one_run: bool = False) -> Path:
+    """Put a result's rows into scripts/results, in place of the experiment's earlier ones; returns the file.
+
+    Args:
+        result: What a verb found.
+        one_run: Replace only earlier figures of the same providers and seed: other methods' and seeds' rows stay.
+    """
     path = RESULTS / f"{result.experiment.split('/')[0]}.csv"
     earlier = read_rows(path) if path.exists() else []
-    kept = [row for row in earlier if row.experiment != result.experiment]
-    write_rows(path, sorted([*kept, *recorded(result)], key=lambda row: row.experiment))
+    new = recorded(result)
+    replaced = {_figure_of(row) for row in new}
+    kept = [
+        row
+        for row in earlier
+        if row.experiment != result.experiment or (one_run and _figure_of(row) not in replaced)
+    ]
+    write_rows(path, sorted([*kept, *new], key=lambda row: row.experiment))
     return path
+
+
+def _figure_of(row: RecordedRow) -> tuple[str, str, int]:
+    return row.provider, row.metric, row.seed
 
 
 def commit() -> str:

@@ -1,6 +1,7 @@
 """One file per kind of task: rows -> tensors -> network -> figures.
 
 task.py            what a task gives to the trainer and takes back
+scores.py          scores as sums over sentences, and the paired bootstrap
 translation.py     sentence -> sentence; BLEU beside copying and a translation memory
 classification.py  text (or a pair) -> label; accuracy beside TF-IDF
 build.py           a config -> its task

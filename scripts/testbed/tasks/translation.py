@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import sacrebleu
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -12,6 +13,7 @@ from scripts.testbed import memory, networks
 from scripts.testbed.data import Data
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
+from scripts.testbed.tasks.scores import BLEU
 from scripts.testbed.tasks.task import IGNORED, Evaluation, Example, Predictor, Splits, by_length, pad
 
 NUM_SHOWN = 10
@@ -28,9 +30,10 @@ class Translation:
     """
 
     generates = True
+    metric = BLEU
 
     def __init__(self, data: Data, tokenizer: PreTrainedTokenizerFast, model: ModelConfig, *, seed: int) -> None:
-        self._data = data
+        self.data = data
         self._model = model
         self._seed = seed
         self.tokenizer = tokenizer
@@ -40,6 +43,13 @@ class Translation:
             valid=by_length(self._tokenize(data.valid)),
             test=self._tokenize(data.test),
         )
+
+    @staticmethod
+    def references(rows: Dataset) -> list[list[str]]:
+        """All accepted targets of every row."""
+        if "references" in rows.column_names:
+            return [list(texts) for texts in rows["references"]]
+        return [[text] for text in rows["target"]]
 
     def network(self) -> PreTrainedModel:
         """A fresh encoder-decoder, equal at every call."""
@@ -63,9 +73,9 @@ class Translation:
         predicted[predicted < 0] = self.tokenizer.pad_token_id
         texts = self.tokenizer.batch_decode(predicted, skip_special_tokens=True)
         by_id = {example["sentence_id"]: text.strip() for example, text in zip(examples, texts, strict=True)}
-        hypotheses = [by_id[sentence_id] for sentence_id in self._data.test["sentence_id"]]
+        hypotheses = [by_id[sentence_id] for sentence_id in self.data.test["sentence_id"]]
         bleu = self._bleu(hypotheses)
-        triples = list(zip(self._data.test["source"], self._data.test["target"], hypotheses, strict=True))
+        triples = list(zip(self.data.test["source"], self.data.test["target"], hypotheses, strict=True))
         shown = triples[:: max(1, len(triples) // NUM_SHOWN)][:NUM_SHOWN]
         table = Table(headers=("Source", "Reference", provider), rows=tuple(shown))
         return Evaluation(
@@ -76,11 +86,11 @@ class Translation:
 
     def baseline(self, name: str) -> Evaluation | None:
         """`copy` returns the source; `memory` returns the target of the nearest training source by chrF."""
-        sources: list[str] = list(self._data.test["source"])
+        sources: list[str] = list(self.data.test["source"])
         if name == "copy":
             hypotheses = sources
         elif name == "memory":
-            hypotheses = memory.translate(sources, self._data.train["source"], self._data.train["target"])
+            hypotheses = memory.translate(sources, self.data.train["source"], self.data.train["target"])
         else:
             return None
         bleu = self._bleu(hypotheses)
@@ -98,7 +108,7 @@ class Translation:
         ]
 
     def _bleu(self, hypotheses: Sequence[str]) -> float:
-        return float(sacrebleu.corpus_bleu(list(hypotheses), [list(self._data.test["target"])]).score)
+        return float(sacrebleu.corpus_bleu(list(hypotheses), [list(self.data.test["target"])]).score)
 
     @staticmethod
     def _signature() -> str:
