@@ -1,10 +1,12 @@
-"""Every choice of BLISS, in one frozen record."""
+"""Every choice of BLISS, and every choice of a rival, in one frozen record each."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 Mode = Literal["clean", "perturbed", "both", "corrected"]
+RivalKind = Literal["word_dropout", "rep_uni", "rep_sim", "switchout", "token_cutoff", "r_drop", "simcut", "vat"]
+AUGMENTATIONS: tuple[RivalKind, ...] = ("word_dropout", "rep_uni", "rep_sim", "switchout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,29 +54,78 @@ class BlissConfig:
     """Probability mass that L_seq spreads over the vocabulary."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(BlissConfig).items():
-            if get_origin(kind) is Literal:
-                choices = get_args(kind)
-                _check(name, getattr(self, name), getattr(self, name) in choices, f"one of {choices}")
-        _check_number("weight", self.weight, 0.0, math.inf)
-        _check_number("temperature", self.temperature, 0.0, math.inf)
-        _check_number("replace_ratio", self.replace_ratio, 0.0, 1.0)
-        _check_number("label_smoothing", self.label_smoothing, 0.0, 1.0)
-        _check_int("shuffle_range", self.shuffle_range, 0, 1023)
-        _check_int("max_displacement", self.max_displacement, 1, 1023)
+        _check_choices(self, BlissConfig)
+        _check_number(self, "weight", 0.0, math.inf)
+        _check_number(self, "temperature", 0.0, math.inf)
+        _check_number(self, "replace_ratio", 0.0, 1.0)
+        _check_number(self, "label_smoothing", 0.0, 1.0)
+        _check_int(self, "shuffle_range", 0, 1023)
+        _check_int(self, "max_displacement", 1, 1023)
         if self.ramp_steps is not None:
-            _check_int("ramp_steps", self.ramp_steps, 1, 1 << 31)
+            _check_int(self, "ramp_steps", 1, 1 << 31)
 
 
-def _check(name: str, value: object, accepted: bool, expected: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RivalConfig:
+    """A method that BLISS is compared with, or combined with: its loss takes the place of L_seq.
+
+    Source: not in the paper, whose five rivals are unknown; each kind's own paper is named in `bliss/rivals.py`.
+    """
+
+    kind: RivalKind
+    """Which method."""
+
+    rate: float = 0.05
+    """Probability that a token of either side is cut or replaced; r_drop, vat and switchout do not read it."""
+
+    weight: float = 1.0
+    """alpha, the weight of the divergence between two passes; augmentations have none and do not read it."""
+
+    ramp_steps: int | None = None
+    """v in optimizer steps, of rep_uni and rep_sim: `rate` is reached over about that many; None keeps it."""
+
+    temperature: float = 1.0
+    """Of switchout: n tokens of a sentence are replaced with probability in proportion to exp(-n / temperature)."""
+
+    radius: float = 0.1
+    """Of vat: length of the adversarial noise on a sentence over the length of its embeddings."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, RivalConfig)
+        _check_number(self, "rate", 0.0, 1.0)
+        _check_number(self, "weight", 0.0, math.inf)
+        _check_number(self, "temperature", 1e-3, math.inf)
+        _check_number(self, "radius", 0.0, math.inf)
+        if self.ramp_steps is not None:
+            _check_int(self, "ramp_steps", 1, 1 << 31)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """BLISS's modes it can be combined with: noise on noise, or on corrected states, makes no sense."""
+        return ("clean",) if self.kind in AUGMENTATIONS else ("clean", "perturbed", "both")
+
+
+def _check_choices(config: object, cls: type) -> None:
+    for name, kind in get_type_hints(cls).items():
+        if get_origin(kind) is Literal:
+            choices = get_args(kind)
+            _check(config, name, getattr(config, name) in choices, f"one of {choices}")
+
+
+def _check(config: object, name: str, accepted: bool, expected: str) -> None:
     if not accepted:
-        raise ValueError(f"BlissConfig.{name} is {value!r}; it must be {expected}: set {name} to such a value")
+        raise ValueError(
+            f"{type(config).__name__}.{name} is {getattr(config, name)!r}; it must be {expected}: set {name} to such a "
+            f"value"
+        )
 
 
-def _check_number(name: str, value: object, least: float, most: float) -> None:
+def _check_number(config: object, name: str, least: float, most: float) -> None:
+    value = getattr(config, name)
     accepted = isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
-    _check(name, value, accepted, f"a finite number from {least:g} to {most:g}")
+    _check(config, name, accepted, f"a finite number from {least:g} to {most:g}")
 
 
-def _check_int(name: str, value: object, least: int, most: int) -> None:
-    _check(name, value, isinstance(value, int) and least <= value <= most, f"an int from {least} to {most}")
+def _check_int(config: object, name: str, least: int, most: int) -> None:
+    value = getattr(config, name)
+    _check(config, name, isinstance(value, int) and least <= value <= most, f"an int from {least} to {most}")

@@ -99,7 +99,7 @@ def perturb(
         drawn_BS = vocabulary.drawable_N[(bits_BS * len(vocabulary.drawable_N)) >> NUM_BITS]
         perturbed_BS = torch.where(replaced_BS, drawn_BS, input_ids_BS)
     else:
-        drawn_R = _similar_ids(input_ids_BS[replaced_BS], bits_BS[replaced_BS], vocabulary, embedding_VM)
+        drawn_R = similar_ids(input_ids_BS[replaced_BS], bits_BS[replaced_BS], vocabulary, embedding_VM)
         perturbed_BS = input_ids_BS.masked_scatter(replaced_BS, drawn_R)
 
     return Perturbed(
@@ -148,8 +148,23 @@ def _shuffled_slots(movable_BS: Tensor, starts_BS: Tensor, bits_BS: Tensor, *, s
     return score_BS.argsort(dim=1, stable=True)
 
 
-def _similar_ids(original_R: Tensor, bits_R: Tensor, vocabulary: Vocabulary, embedding_VM: Tensor | None) -> Tensor:
-    """Ids in proportion to exp(cosine / SIMILARITY_TEMPERATURE), the original excluded."""
+def similar_ids(original_R: Tensor, bits_R: Tensor, vocabulary: Vocabulary, embedding_VM: Tensor | None) -> Tensor:
+    """Draw ids in proportion to exp(cosine / 0.1) of their embeddings, the original excluded.
+
+    Args:
+        original_R: int64 (R,), the ids to replace.
+        bits_R: int64 (R,), uniform 32-bit numbers.
+        vocabulary: The ids that may be drawn.
+        embedding_VM: (V, M), the embedding.
+
+    Returns:
+        int64 (R,).
+
+    Raises:
+        ValueError: The embedding is missing or of another vocabulary.
+
+    Source: our definition; a variant of Rep(Sim) (arXiv:2104.01853).
+    """
     if embedding_VM is None or len(embedding_VM) != len(vocabulary.special_V):
         shape = None if embedding_VM is None else tuple(embedding_VM.shape)
         raise ValueError(

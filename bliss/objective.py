@@ -11,40 +11,16 @@ N  slot whose displacement is predicted
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bliss.config import BlissConfig
 from bliss.corrector import Corrector
 from bliss.generator import Perturbed
 from bliss.losses import position_loss, sequence_loss, token_loss
-
-
-class EncoderOutputs(Protocol):
-    """What an encoder returns: a Hugging Face `ModelOutput` (not in the paper)."""
-
-    last_hidden_state: Tensor
-
-
-class DecoderOutputs(Protocol):
-    """What a network returns: a Hugging Face `ModelOutput` (not in the paper)."""
-
-    logits: Tensor
-
-
-class EncoderDecoder(Protocol):
-    """What is used of a network; Marian, BART, T5 and EncoderDecoderModel have it (not in the paper)."""
-
-    @property
-    def __call__(self) -> Callable[..., DecoderOutputs]: ...
-
-    def get_encoder(self) -> Callable[..., EncoderOutputs]: ...
-
-    def get_input_embeddings(self) -> nn.Embedding: ...
-
-    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor: ...
+from bliss.network import EncoderDecoder, EncoderOutputs, decode_target, encode_source
+from bliss.rivals import Rival, rival_loss
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,6 +69,7 @@ def bliss_losses(
     labels_BT: Tensor,
     perturbed: Perturbed | None,
     config: BlissConfig,
+    rival: Rival | None = None,
 ) -> BlissLosses:
     """Compute the objective on one batch.
 
@@ -109,38 +86,27 @@ def bliss_losses(
         labels_BT: int64 (B, T), the target; -100 is ignored.
         perturbed: What `perturb` made of the source; may be None in mode "clean" where the weight is 0.
         config: The method's choices.
+        rival: A method whose loss takes the place of L_seq wherever the decoder reads the encoder; None for none.
 
     Returns:
         The objective, its terms and the decoder's logits.
 
     Raises:
-        ValueError: An argument that the config needs is missing, or shapes disagree.
+        ValueError: An argument that the config needs is missing, shapes disagree, or the rival cannot go with the mode.
 
     Source: our definition (the paper's text gives none); the two supervisions are those of the abstract.
     """
-    _check_needs(corrector, perturbed, config)
+    _check_needs(corrector, perturbed, config, rival)
     _check_batch(input_ids_BS, attention_mask_BS, labels_BT, perturbed)
-    logits: list[Tensor] = []
+    losses, logits, z_BSM = _sequence_losses(
+        network, corrector, input_ids_BS, attention_mask_BS, labels_BT, perturbed, config=config, rival=rival
+    )
     token = position = torch.zeros((), device=input_ids_BS.device)
     accuracies: dict[str, Tensor] = {}
-
-    if config.mode in ("clean", "both"):
-        states_BSM = _encode(network, input_ids_BS, attention_mask_BS).last_hidden_state
-        logits.append(_decode(network, states_BSM, attention_mask_BS, labels_BT))
-    if perturbed is not None and (config.mode != "clean" or config.weight > 0):
-        states_BSM = _encode(network, perturbed.input_ids_BS, attention_mask_BS).last_hidden_state
-        if config.mode in ("perturbed", "both"):
-            logits.append(_decode(network, states_BSM, attention_mask_BS, labels_BT))
-        if corrector is not None and (config.mode == "corrected" or config.weight > 0):
-            states_BSM = corrector(states_BSM, attention_mask_BS)
-        if config.mode == "corrected":
-            logits.append(_decode(network, states_BSM, attention_mask_BS, labels_BT))
-        if corrector is not None and config.weight > 0:
-            embedding_VM = network.get_input_embeddings().weight
-            batch = (input_ids_BS, attention_mask_BS, perturbed)
-            token, position, accuracies = _restoration(corrector, states_BSM, embedding_VM, *batch, config=config)
-
-    losses = [sequence_loss(logits_BTV, labels_BT, label_smoothing=config.label_smoothing) for logits_BTV in logits]
+    if corrector is not None and perturbed is not None and z_BSM is not None and config.weight > 0:
+        embedding_VM = network.get_input_embeddings().weight
+        batch = (input_ids_BS, attention_mask_BS, perturbed)
+        token, position, accuracies = _restoration(corrector, z_BSM, embedding_VM, *batch, config=config)
     sequence = torch.stack(losses).mean()
     return BlissLosses(
         total=sequence + config.weight * (token + position),
@@ -177,7 +143,7 @@ def encode(
 
     Source: our definition (the paper's text gives none).
     """
-    outputs = _encode(network, input_ids_BS, attention_mask_BS)
+    outputs = encode_source(network, input_ids_BS, attention_mask_BS)
     if config.mode != "corrected":
         return outputs
     if corrector is None:
@@ -186,19 +152,45 @@ def encode(
     return make_outputs(last_hidden_state=corrector(outputs.last_hidden_state, attention_mask_BS))
 
 
-def _encode(network: EncoderDecoder, input_ids_BS: Tensor, attention_mask_BS: Tensor) -> EncoderOutputs:
-    return network.get_encoder()(input_ids=input_ids_BS, attention_mask=attention_mask_BS, return_dict=True)
+def _sequence_losses(
+    network: EncoderDecoder,
+    corrector: Corrector | None,
+    input_ids_BS: Tensor,
+    attention_mask_BS: Tensor,
+    labels_BT: Tensor,
+    perturbed: Perturbed | None,
+    *,
+    config: BlissConfig,
+    rival: Rival | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """L_seq and logits of every pass whose states the decoder reads, and the corrected states where they are needed."""
+    batch = {"attention_mask_BS": attention_mask_BS, "labels_BT": labels_BT}
 
+    def supervised(ids_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if rival is not None:
+            smoothing = config.label_smoothing
+            return rival_loss(network, rival, input_ids_BS=ids_BS, **batch, label_smoothing=smoothing)
+        states_BSM = encode_source(network, ids_BS, attention_mask_BS).last_hidden_state
+        return *read(states_BSM), states_BSM
 
-def _decode(network: EncoderDecoder, states_BSM: Tensor, attention_mask_BS: Tensor, labels_BT: Tensor) -> Tensor:
-    # Not labels=: the network would compute a cross entropy of its own that nobody reads.
-    return network(
-        encoder_outputs=(states_BSM,),
-        attention_mask=attention_mask_BS,
-        decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels_BT),
-        use_cache=False,
-        return_dict=True,
-    ).logits
+    def read(states_BSM: Tensor) -> tuple[Tensor, Tensor]:
+        decoder_input_ids_BT = network.prepare_decoder_input_ids_from_labels(labels_BT)
+        logits_BTV = decode_target(network, states_BSM, attention_mask_BS, decoder_input_ids_BT)
+        return sequence_loss(logits_BTV, labels_BT, label_smoothing=config.label_smoothing), logits_BTV
+
+    passes = [supervised(input_ids_BS)[:2]] if config.mode in ("clean", "both") else []
+    z_BSM = None
+    if perturbed is not None and (config.mode != "clean" or config.weight > 0):
+        if config.mode in ("perturbed", "both"):
+            *noisy, states_BSM = supervised(perturbed.input_ids_BS)
+            passes.append((noisy[0], noisy[1]))
+        else:
+            states_BSM = encode_source(network, perturbed.input_ids_BS, attention_mask_BS).last_hidden_state
+        if corrector is not None and (config.mode == "corrected" or config.weight > 0):
+            z_BSM = corrector(states_BSM, attention_mask_BS)
+            if config.mode == "corrected":
+                passes.append(read(z_BSM))
+    return [loss for loss, _ in passes], [logits_BTV for _, logits_BTV in passes], z_BSM
 
 
 def _restoration(
@@ -260,9 +252,16 @@ def _check_batch(
         )
 
 
-def _check_needs(corrector: Corrector | None, perturbed: Perturbed | None, config: BlissConfig) -> None:
+def _check_needs(
+    corrector: Corrector | None, perturbed: Perturbed | None, config: BlissConfig, rival: Rival | None
+) -> None:
     why = f"mode={config.mode!r} with weight={config.weight} needs one"
     if perturbed is None and (config.mode != "clean" or config.weight > 0):
         raise ValueError(f"perturbed is None; {why}: pass perturb(...) of this batch")
     if corrector is None and (config.mode == "corrected" or config.weight > 0):
         raise ValueError(f"corrector is None; {why}: pass a Corrector, or set weight to 0")
+    if rival is not None and config.mode not in rival.config.modes:
+        raise ValueError(
+            f"rival is {rival.config.kind!r} and config.mode={config.mode!r}; it goes with the modes "
+            f"{', '.join(rival.config.modes)}: use one of these, or no rival"
+        )

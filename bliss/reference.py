@@ -10,15 +10,17 @@ D  displacement class, -K' to K'
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bliss.config import BlissConfig
+from bliss.config import AUGMENTATIONS, BlissConfig, RivalConfig
 from bliss.corrector import Corrector, CorrectorLayer
-from bliss.objective import EncoderDecoder
+from bliss.network import Change, EncoderDecoder, decode_target, encode_source
 
 SHUFFLE, REPLACE, DRAW = range(3)
+CHOICE, TOKEN, COUNT = range(3)
 
 
 def random_bits(sentence_id: int, counter: int, *, seed: int, epoch: int, stream: int) -> int:
@@ -219,3 +221,127 @@ def _decode(network: EncoderDecoder, states_SM: Tensor, target: Sequence[int]) -
     labels = torch.tensor([list(target)])
     decoder_input_ids = network.prepare_decoder_input_ids_from_labels(labels)
     return network(encoder_outputs=(states_SM[None],), decoder_input_ids=decoder_input_ids).logits[0]
+
+
+def corrupt(
+    ids: Sequence[int],
+    *,
+    sentence_id: int,
+    epoch: int,
+    seed: int,
+    side: Literal["source", "target"],
+    special: Sequence[bool],
+    config: RivalConfig,
+    rate: float,
+    embedding_VM: Tensor | None = None,
+) -> tuple[list[int], list[bool]]:
+    """Cut or replace tokens of one side of one sentence, without padding.
+
+    Args:
+        ids: The source, or the decoder's input.
+        sentence_id: Which sentence of the data set it is.
+        epoch: Pass over the data.
+        seed: Seed of the run.
+        side: Which of the two it is.
+        special: For every id, whether it is special.
+        config: kind and temperature are read.
+        rate: Probability that a token is cut or replaced, at this step.
+        embedding_VM: (V, M), the side's embedding; needed by rep_sim.
+
+    Returns:
+        For every slot its id, and whether its embedding is kept.
+
+    Source: the papers named in `bliss/corruption.py`.
+    """
+    first = 3 if side == "source" else 7
+
+    def uniform(use: int, counter: int) -> float:
+        return random_bits(sentence_id, counter, seed=seed, epoch=epoch, stream=first + use) / 2**32
+
+    length = sum(not special[token] for token in ids)
+    if config.kind == "switchout" and length:
+        weights = [math.exp(-count / config.temperature) for count in range(length + 1)]
+        left, count = uniform(COUNT, 0) * sum(weights), 0
+        while count < length and left >= weights[count]:
+            left -= weights[count]
+            count += 1
+        rate = count / length
+    drawable = [index for index, is_special in enumerate(special) if not is_special]
+    similar = BlissConfig(replace_by="similar" if config.kind == "rep_sim" else "uniform")
+    new_ids, kept, number = list(ids), [True] * len(ids), 0
+    for slot, token in enumerate(ids):
+        if special[token] or config.kind in ("r_drop", "vat"):
+            continue
+        number += 1
+        if uniform(CHOICE, number) < rate:
+            if config.kind in ("word_dropout", "token_cutoff", "simcut"):
+                kept[slot] = False
+            else:
+                new_ids[slot] = _draw(token, uniform(TOKEN, number), drawable, similar, embedding_VM)
+    return new_ids, kept
+
+
+def rival_loss(
+    network: EncoderDecoder,
+    config: RivalConfig,
+    *,
+    source: Sequence[int],
+    target: Sequence[int],
+    corrupted: tuple[tuple[list[int], list[bool]], tuple[list[int], list[bool]]],
+    direction: tuple[Tensor, Tensor] | None = None,
+    label_smoothing: float,
+) -> Tensor:
+    """A rival's loss on one sentence without padding; dropout must be off.
+
+    Args:
+        network: The encoder-decoder network.
+        config: kind, weight and radius are read.
+        source: The source.
+        target: Its target.
+        corrupted: What `corrupt` returned for the source and for the decoder's input.
+        direction: Random directions (S, E) and (T, E) from which vat starts.
+        label_smoothing: Probability mass that each cross entropy spreads over the vocabulary.
+
+    Returns:
+        The loss, 0-d.
+
+    Source: the table of `bliss/rivals.py`.
+    """
+    inputs = network.prepare_decoder_input_ids_from_labels(torch.tensor([list(target)]))[0].tolist()
+
+    def run(sides: Sequence[tuple[Sequence[int], Change | None]]) -> Tensor:
+        (source_ids, source_change), (target_ids, target_change) = sides
+        mask = torch.ones(1, len(source_ids), dtype=torch.long)
+        states = encode_source(network, torch.tensor([source_ids]), mask, source_change).last_hidden_state
+        return decode_target(network, states, mask, torch.tensor([target_ids]), target_change)[0]
+
+    def entropy(logits_TV: Tensor) -> Tensor:
+        return sequence_loss(logits_TV, target, label_smoothing=label_smoothing) / len(target)
+
+    def divergence(from_TV: Tensor, to_TV: Tensor) -> Tensor:
+        return (from_TV * (from_TV.log() - to_TV.log())).sum() / len(target)
+
+    clean_TV = run([(source, None), (inputs, None)])
+    cut_TV = run([(ids, torch.tensor(kept)[:, None].mul) for ids, kept in corrupted])
+    p_TV, q_TV = clean_TV.softmax(-1), cut_TV.softmax(-1)
+    if config.kind in AUGMENTATIONS:
+        return entropy(cut_TV)
+    if config.kind == "simcut":
+        return entropy(clean_TV) + config.weight * divergence(p_TV, q_TV)
+    if config.kind == "r_drop":
+        both = (divergence(p_TV, q_TV) + divergence(q_TV, p_TV)) / 2
+        return (entropy(clean_TV) + entropy(cut_TV) + config.weight * both) / 2
+    if config.kind == "token_cutoff":
+        middle_TV = (p_TV + q_TV) / 2
+        both = (divergence(p_TV, middle_TV) + divergence(q_TV, middle_TV)) / 2
+        return (entropy(clean_TV) + entropy(cut_TV) + config.weight * both) / 2
+    assert direction is not None
+    stacks = (network.get_encoder().get_input_embeddings(), network.get_decoder().get_input_embeddings())
+    pairs = zip(stacks, (source, inputs), strict=True)
+    lengths = [embed(torch.tensor(list(ids))).norm().detach() for embed, ids in pairs]
+    noise = [(0.01 * length * d / d.norm()).requires_grad_() for length, d in zip(lengths, direction, strict=True)]
+    moved_TV = run([(source, noise[0].add), (inputs, noise[1].add)])
+    gradients = torch.autograd.grad(divergence(p_TV.detach(), moved_TV.softmax(-1)), noise)
+    worst = [config.radius * length * g / g.norm() for length, g in zip(lengths, gradients, strict=True)]
+    moved_TV = run([(source, worst[0].add), (inputs, worst[1].add)])
+    return entropy(clean_TV) + config.weight * divergence(p_TV.detach(), moved_TV.softmax(-1))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from bliss import RivalConfig
+from bliss.config import RivalKind
 from configs.typed import at_least
 
 
@@ -40,3 +42,13 @@ class ComparisonSection:
             raise ValueError(f"step_time_ratio: got {self.step_time_ratio}, accepts a number above 0")
         if not self.method or not self.baseline:
             raise ValueError("method, baseline: got an empty text, accepts a method's name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalSection(RivalConfig):
+    """A method that BLISS is compared or combined with."""
+
+    enabled: bool = False
+    """Off trains without it."""
+    kind: RivalKind = "r_drop"
+    """Which method."""

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from configs.comparison import ComparisonSection
+from configs.comparison import ComparisonSection, RivalSection
 from configs.sections import (
     BenchConfig,
     BlissSection,
@@ -62,6 +62,7 @@ class Config:
     bench: BenchConfig
     tune: TuneConfig
     comparison: ComparisonSection = ComparisonSection()
+    rival: RivalSection = RivalSection()
 
     def __post_init__(self) -> None:
         if self.verb != self.experiment_verb:
@@ -85,6 +86,13 @@ class Config:
                 "for ZeRO steps a flat buffer in which experts cannot be told apart, or trainer.deepspeed=off"
             )
         self._check_expert_ranks()
+        if self.rival.enabled and self.bliss.enabled and self.bliss.mode not in self.rival.modes:
+            raise ValueError(
+                f"rival.kind: got {self.rival.kind} with bliss.mode={self.bliss.mode}; it goes with the modes "
+                f"{', '.join(self.rival.modes)}"
+            )
+        if (self.rival.enabled or self.comparison.enabled) and self.model.kind == "bert":
+            raise ValueError("model.kind: got bert; accepts marian, pegasus or bart, which generate text")
         if self.bliss.enabled and self.model.kind == "bert":
             raise ValueError("bliss.enabled: got true with model.kind=bert; accepts marian or bart, or bliss=off")
 

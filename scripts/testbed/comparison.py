@@ -64,8 +64,8 @@ def train(config: Config, run: launch.Run) -> launch.Outcome:
 
 def home(config: Config, run: launch.Run) -> Path:
     """The folder of a method, seed and configuration; that of a shrunk run lies in the run's own."""
-    free = {"resume": "off", "record": False}
-    text = json.dumps(dataclasses.asdict(dataclasses.replace(config, **free)), sort_keys=True, default=str)
+    decisive = dataclasses.replace(config, resume="off", record=False)
+    text = json.dumps(dataclasses.asdict(decisive), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{config.name.replace('/', '_')}-{config.comparison.method}-{config.seed}-{digest}"
     return (run.folder if config.smoke else RUNS) / name

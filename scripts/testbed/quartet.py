@@ -28,7 +28,8 @@ class QuartetModel(nn.Module):
         network: A Hugging Face model, dense or upcycled.
         objective: BLISS's settings; with mode clean and weight 0 it is the plain objective.
         corrector: BLISS's corrector; None where the weight is 0.
-        vocabulary: What BLISS may perturb; None where there is no corrector.
+        vocabulary: What BLISS and rivals may perturb; None where neither takes part.
+        rival: A rival's settings, whose loss takes the place of L_seq; None for none.
         seed: Seed of the perturbation.
     """
 
@@ -42,6 +43,7 @@ class QuartetModel(nn.Module):
         objective: bliss.BlissConfig,
         corrector: bliss.Corrector | None = None,
         vocabulary: bliss.Vocabulary | None = None,
+        rival: bliss.RivalConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -49,6 +51,7 @@ class QuartetModel(nn.Module):
         self.corrector = corrector
         self.objective = objective
         self.vocabulary = vocabulary
+        self.rival = rival
         self.seed = seed
         self.has_experts = any(isinstance(module, moe_pipeline.MoELayer) for module in network.modules())
         self.has_spread_experts = bool(spread_parameters(network))
@@ -148,14 +151,19 @@ class QuartetModel(nn.Module):
         step: int,
     ) -> bliss.BlissLosses:
         objective = self.objective
-        perturbed = None
+        perturbed = rival = None
         if not self.training:
             # Validation follows input -> output on the clean source alone, or early stopping would follow the noise.
             mode: Mode = "corrected" if objective.mode == "corrected" else "clean"
             objective = bliss.BlissConfig(
                 mode=mode, weight=0.0, label_smoothing=0.0, shuffle_range=0, replace_ratio=0.0
             )
-        if self.vocabulary is not None and sentence_id is not None and epoch is not None:
+        elif self.vocabulary is not None and self.rival is not None:
+            assert sentence_id is not None
+            assert epoch is not None
+            draw = bliss.Draw(sentence_id_B=sentence_id, epoch=int(epoch), seed=self.seed, step=step)
+            rival = bliss.Rival(config=self.rival, draw=draw, vocabulary=self.vocabulary)
+        if self.corrector is not None and self.vocabulary is not None and sentence_id is not None and epoch is not None:
             perturbed = bliss.perturb(
                 input_ids,
                 attention_mask,
@@ -175,6 +183,7 @@ class QuartetModel(nn.Module):
             labels_BT=labels,
             perturbed=perturbed,
             config=objective,
+            rival=rival,
         )
 
 
@@ -192,9 +201,11 @@ def build(config: Config, task: Task, *, moe: bool) -> QuartetModel:
     network = task.network()
     if moe:
         _upcycle(network, config)
+    rival = config.rival if config.rival.enabled else None
+    words = vocabulary(task.tokenizer) if config.bliss.enabled or rival is not None else None
     if not config.bliss.enabled:
         plain = bliss.BlissConfig(mode="clean", weight=0.0, label_smoothing=config.trainer.label_smoothing)
-        return QuartetModel(network, objective=plain, seed=config.seed)
+        return QuartetModel(network, objective=plain, vocabulary=words, rival=rival, seed=config.seed)
     corrector = bliss.Corrector(
         config.bliss,
         d_model=config.model.d_model,
@@ -205,7 +216,7 @@ def build(config: Config, task: Task, *, moe: bool) -> QuartetModel:
         seed=config.seed,
     )
     return QuartetModel(
-        network, objective=config.bliss, corrector=corrector, vocabulary=vocabulary(task.tokenizer), seed=config.seed
+        network, objective=config.bliss, corrector=corrector, vocabulary=words, rival=rival, seed=config.seed
     )
 
 

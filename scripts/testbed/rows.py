@@ -162,9 +162,7 @@ def record(result: Result, *, one_run: bool = False) -> Path:
     new = recorded(result)
     replaced = {_figure_of(row) for row in new}
     kept = [
-        row
-        for row in earlier
-        if row.experiment != result.experiment or (one_run and _figure_of(row) not in replaced)
+        row for row in earlier if row.experiment != result.experiment or (one_run and _figure_of(row) not in replaced)
     ]
     write_rows(path, sorted([*kept, *new], key=lambda row: row.experiment))
     return path

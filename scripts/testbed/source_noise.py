@@ -1,4 +1,4 @@
-"""Noise on test sources, by kind and share of words: of kinds that training may have seen, and of kinds it never saw."""
+"""Noise on test sources, by kind and share of words: kinds that training may have seen, and kinds it never saw."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence

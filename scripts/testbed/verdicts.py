@@ -1,4 +1,4 @@
-"""What is on record of a comparison: a run's rows, and every run's figures per sentence, from which p-values are made."""
+"""What is on record of a comparison: a run's rows, and its figures per sentence, from which p-values are made."""
 
 import io
 import lzma

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bliss import BlissConfig, Perturbed, Vocabulary, perturb, reference
-from bliss.generator import _similar_ids, replacement_probability
+from bliss import BlissConfig, Vocabulary, perturb, reference
+from bliss.generator import Perturbed, replacement_probability, similar_ids
 
 PAD, EOS, BOS, NUM_IDS = 0, 1, 2, 19
 SPECIAL = [index < 3 for index in range(NUM_IDS)]
@@ -233,7 +233,7 @@ def test_similar_draws_do_not_depend_on_autocast() -> None:
 @pytest.mark.parametrize("bits", [0, 2**32 - 1])
 def test_similar_draws_at_both_ends_of_the_distribution(bits: int) -> None:
     for original, end in ((3, 4), (NUM_IDS - 1, NUM_IDS - 2)):
-        drawn_R = _similar_ids(torch.tensor([original]), torch.tensor([bits]), VOCABULARY, EMBEDDING)
+        drawn_R = similar_ids(torch.tensor([original]), torch.tensor([bits]), VOCABULARY, EMBEDDING)
         ends = {0: (3, end), 2**32 - 1: (end, NUM_IDS - 1)}[bits]
         assert drawn_R.item() in set(ends) - {original}
 

@@ -6,7 +6,8 @@ import torch
 from closeness import ORDER_FACTOR, assert_close
 from torch import Tensor, nn
 
-from bliss import BlissConfig, BlissLosses, Corrector, Perturbed, Vocabulary, bliss_losses, encode, perturb, reference
+from bliss import BlissConfig, BlissLosses, Corrector, Vocabulary, bliss_losses, encode, perturb, reference
+from bliss.generator import Perturbed
 from bliss.losses import sequence_loss
 
 NUM_IDS, PAD, EOS = 23, 0, 1

@@ -59,6 +59,9 @@ BLEU = Metric(name="bleu", unit="sacreBLEU", figures=bleu_figures, score=bleu_sc
 def p_value(metric: Metric, ours: Figures, baseline: Figures, *, samples: int, seed: int) -> float:
     """Share of drawn test sets on which a difference as large would arise by chance: paired bootstrap, two-sided.
 
+    Differences of drawn sets are centred before their size is taken; sacreBLEU takes the size first, which finds more
+    differences significant, also between systems that are equally good.
+
     Args:
         metric: Makes a score of sums.
         ours: (N, F) of one system.
@@ -67,7 +70,7 @@ def p_value(metric: Metric, ours: Figures, baseline: Figures, *, samples: int, s
         seed: Seed of the draw.
 
     Returns:
-        The probability in sacreBLEU's sense: differences of the drawn sets about their own mean against the true one.
+        The probability, at least 1 / (samples + 1).
 
     Raises:
         ValueError: The systems were not scored on the same sentences.
