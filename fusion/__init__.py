@@ -7,6 +7,7 @@ function -> chain -> schedule -> kernel -> result
     run/           kernels on tensors: planned, kept, loaded and launched, with their gradients
     graph/         the chains in a Python function, and the function with kernels in their place
     api.py         fuse: a function or a module that runs its chains as kernels, and explains itself
+    compile.py     torch.compile(model, backend="mcfuser"): the same for all of a model, the rest by Inductor
     reference.py   the meaning of a chain in plain torch
 """
 
@@ -16,8 +17,9 @@ from fusion.plan import Chain, attention, gemm_chain, mlp
 
 if TYPE_CHECKING:
     from fusion.api import fuse
+    from fusion.compile import report
 
-__all__ = ["Chain", "attention", "fuse", "gemm_chain", "mlp"]
+__all__ = ["Chain", "attention", "fuse", "gemm_chain", "mlp", "report"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from fusion.api import fuse
 
         return fuse
+    if name == "report":
+        from fusion.compile import report
+
+        return report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

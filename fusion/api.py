@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusion.graph import Found, Match, Trace, find, replace, trace
-from fusion.graph.find import Decline
+from fusion.graph import Kernel, Match, Trace, choose, replace, trace
 from fusion.graph.outside import outside_tensors
+from fusion.plan.chain import Chain
+from fusion.run.autograd import apply
 from fusion.run.executor import Execution, ExecutorFor, triton_executor
 
 
@@ -134,47 +135,22 @@ def _described(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _planned(traced: Trace, tensors: Sequence[Tensor], executor_for: ExecutorFor) -> _Plan:
-    """Chains with what runs them; one that nothing runs is tried again without its first product."""
     differentiated = traced.needs_gradient(tensors) if torch.is_grad_enabled() else frozenset()
-    device = next(
-        (
-            node.meta["val"].device
-            for node in traced.graph_module.graph.nodes
-            if isinstance(node.meta.get("val"), Tensor)
-        ),
-        torch.device("cpu"),
-    )
-    apart: dict[str, str] = {}
-    refused: dict[str, str] = {}
-    known: dict[Any, Execution | str] = {}
-    while True:
-        found = find(traced.graph_module, apart)
-        executions: dict[str, Execution] = {}
-        for match in found.matches:
-            needs = frozenset(binding.name for binding in match.bindings if binding.node in differentiated)
-            key = match.chain, needs
-            if key not in known:
-                known[key] = executor_for(match.chain, needs, device)
-            outcome = known[key]
-            if isinstance(outcome, Execution):
-                executions[match.output] = outcome
-            elif match.intermediates:
-                apart[match.intermediates[0]] = outcome
-                break
-            else:
-                refused[match.output] = outcome
-        else:
-            return _assembled(traced, found, executions, refused)
+    values = (node.meta.get("val") for node in traced.graph_module.graph.nodes)
+    device = next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
 
+    @functools.cache
+    def asked(chain: Chain, needs: frozenset[str]) -> Execution | str:
+        return executor_for(chain, needs, device)
 
-def _assembled(traced: Trace, found: Found, executions: Mapping[str, Execution], refused: Mapping[str, str]) -> _Plan:
-    matches = tuple(match for match in found.matches if match.output in executions)
-    declines = tuple(Decline(node, reason) for node, reason in refused.items() if node not in executions)
-    found = Found(matches, (*found.declines, *declines))
+    def execution_for(match: Match) -> Execution | str:
+        return asked(match.chain, match.needs(differentiated))
 
-    def kernel_for(match: Match) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        return executions[match.output].run
+    choice = choose(traced.graph_module, execution_for)
 
-    module = replace(traced.graph_module, found, kernel_for) if matches else None
-    how = [f"{match.output} runs as: {executions[match.output].text}" for match in matches]
-    return _Plan(traced, module, "\n".join([str(found), *how]))
+    def kernel_for(match: Match) -> Kernel:
+        return lambda tensors: apply(match.chain, tensors, choice.executions[match.output].execute)
+
+    matches = choice.found.matches
+    module = replace(traced.graph_module, choice.found, kernel_for) if matches else None
+    return _Plan(traced, module, str(choice))

@@ -6,7 +6,7 @@ inputs A and B of the first product, then D, F, ..., and bias, mask, keep, gate,
 Source: our definition (the paper's front end is TVM's).
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -79,6 +79,14 @@ class Match:
     """Nodes that are not computed any more."""
     intermediates: tuple[str, ...]
     """Nodes whose values stay on chip and could be written out instead, in order."""
+
+    def needs(self, differentiated: Container[str]) -> frozenset[str]:
+        """Names of the inputs that need a gradient.
+
+        Args:
+            differentiated: Names of the nodes whose tensors need one.
+        """
+        return frozenset(binding.name for binding in self.bindings if binding.node in differentiated)
 
     def __str__(self) -> str:
         inputs = ", ".join(map(str, self.bindings))

@@ -5,18 +5,16 @@ A chain may begin anew where it cannot go on, so every product is in at most one
 Source: our definition (the paper's front end is TVM's, and how it partitions a graph is not in our sources).
 """
 
-import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch.fx import GraphModule, Node
 
 from fusion.graph.bind import Match, bind
 from fusion.graph.draft import CutError
 from fusion.graph.products import PRODUCTS, Attention, Product
 from fusion.graph.reader import read
-from fusion.graph.uses import Uses
+from fusion.graph.uses import Uses, barrier
 
 
 @dataclass(frozen=True)
@@ -50,43 +48,14 @@ def find(graph_module: GraphModule, apart: Mapping[str, str] | None = None) -> F
         apart: Names of nodes that must be written out -> why.
 
     Returns:
-        Chains of two products at least, and the reasons for the rest.
+        Chains, those of one product with what stands behind it among them, and the reasons for the rest.
     """
     nodes = list(graph_module.graph.nodes)
-    obstacle = _obstacle(nodes)
-    if obstacle is not None:
-        return Found((), (obstacle,))
     reasons = apart or {}
     search = _Search(nodes, {node: reasons[node.name] for node in nodes if node.name in reasons})
     for node in reversed(nodes):
         search.product(node)
     return Found(tuple(search.matches), tuple(dict.fromkeys(search.declines)))
-
-
-def _obstacle(nodes: list[Node]) -> Decline | None:
-    """What makes it unsafe to compute anything of a graph at another time."""
-    for node in nodes:
-        if node.op != "call_function" or node.target is torch._C._set_grad_enabled:
-            continue
-        if isinstance(node.target, torch._ops.OpOverload):
-            if node.target._schema.is_mutable:
-                return Decline(node.name, f"{node.target} writes into a tensor: write x = x + y in place of x += y")
-        elif node.target is not operator.getitem:
-            name = getattr(node.target, "__name__", node.target)
-            return Decline(
-                node.name, f"{name} changes how torch computes: cast tensors instead, or fuse the rest alone"
-            )
-    return None
-
-
-def _grad_modes(nodes: list[Node]) -> dict[Node, bool | None]:
-    """For every node what the last torch.no_grad() or enable_grad() before it set."""
-    modes, mode = dict[Node, bool | None](), None
-    for node in nodes:
-        modes[node] = mode
-        if node.target is torch._C._set_grad_enabled:
-            mode = bool(node.args[0])
-    return modes
 
 
 class _Search:
@@ -96,7 +65,7 @@ class _Search:
         self.declines = [Decline(node.name, reason) for node, reason in apart.items()]
         self.taken: set[str] = set()
         self.read: set[str] = set()
-        self.modes = _grad_modes(nodes)
+        self.barriers = [node for node in nodes if barrier(node)]
 
     def product(self, node: Node) -> None:
         """Find the longest chain that a product is the last of, unless it is in one already."""
@@ -119,9 +88,6 @@ class _Search:
         match, cuts = found
         inputs = {binding.node for binding in match.bindings}
         self.declines += self.limits([node for node in node.graph.nodes if node.name in inputs], cuts)
-        if len(match.chain.products) < 2:
-            self.declines.append(Decline(node.name, "one product: nothing to keep on chip"))
-            return
         self.matches.append(match)
         self.taken |= set(match.covered)
         self.read |= {binding.node for binding in match.bindings}
@@ -154,8 +120,9 @@ class _Search:
     def check_readers(self, covered: Collection[Node], root: Node) -> None:
         """Nothing outside may need what a chain keeps on chip."""
         for node in covered:
-            if self.modes[node] != self.modes[root]:
-                raise CutError(node, f"{node.name} and {root.name} are not both inside or outside of torch.no_grad()")
+            if self.uses.sections[node] != self.uses.sections[root]:
+                between = self.barriers[self.uses.sections[root] - 1]
+                raise CutError(node, f"{between.name} stands between {node.name} and {root.name}: {barrier(between)}")
             if node is not root:
                 others = [user for user in node.users if user not in covered]
                 if others:

@@ -90,6 +90,10 @@ def recognize(node: Node) -> Operation | str:
         return f"{node.name} comes from outside"
     for tensor in (node, *node.all_input_nodes):
         value = tensor.meta.get("val")
+        if "symbolic" in tensor.meta:
+            return f"symbolic size: {tensor.name} is {tensor.meta['symbolic']}, accepted are products of symbols"
+        if type(value) is int and tensor is not node:
+            continue  # a size that a view is given
         if not isinstance(value, torch.Tensor):
             return f"operation {node.target} is no stage of a chain"
         if not all(type(size) is int for size in value.shape):

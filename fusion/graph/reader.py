@@ -81,6 +81,8 @@ class _Reader:
             operation = self.uses.operations[node]
             if not isinstance(operation, View) or node in self.cuts:
                 return
+            if self.uses.sections[node] != self.uses.sections[self.root]:
+                return  # a copy made before something was written into what it was made of
             if operation.x.meta["val"].dtype not in (self.dtype, torch.float32, torch.bool):
                 return
             try:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fusion.graph.constants import LITERALS
 from fusion.graph.operations import recognize
-from fusion.graph.products import Product
+from fusion.graph.products import PRODUCTS, Product
 from fusion.graph.views import viewed
 
 aten = torch.ops.aten
@@ -56,21 +57,31 @@ class Trace:
         Args:
             tensors: Arguments of the graph.
         """
-        found: set[Node] = set()
-        given = iter(tensors)
-        for node in self.graph_module.graph.nodes:
-            value = node.meta.get("val")
-            match node.op:
-                case "placeholder":
-                    needs = next(given).requires_grad
-                case "get_attr":
-                    needs = operator.attrgetter(node.target)(self.graph_module).requires_grad
-                case _:
-                    detached = node.target in (aten.detach.default, aten.detach_.default)
-                    needs = not detached and any(source in found for source in node.all_input_nodes)
-            if needs and (not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()):
-                found.add(node)
-        return frozenset(node.name for node in found if node.op != "output")
+        return needs_gradient(self.graph_module, [tensor.requires_grad for tensor in tensors])
+
+
+def needs_gradient(graph_module: GraphModule, given: Sequence[bool]) -> frozenset[str]:
+    """Names of the nodes whose tensors require a gradient.
+
+    Args:
+        graph_module: As `trace` makes it.
+        given: For every argument of the graph whether it requires one.
+    """
+    found: set[Node] = set()
+    remaining = iter(given)
+    for node in graph_module.graph.nodes:
+        value = node.meta.get("val")
+        match node.op:
+            case "placeholder":
+                needs = next(remaining)
+            case "get_attr":
+                needs = operator.attrgetter(node.target)(graph_module).requires_grad
+            case _:
+                detached = node.target in (aten.detach.default, aten.detach_.default)
+                needs = not detached and any(source in found for source in node.all_input_nodes)
+        if needs and (not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()):
+            found.add(node)
+    return frozenset(node.name for node in found if node.op != "output")
 
 
 def trace(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
@@ -115,15 +126,19 @@ def trace(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
             "torch.where, or pass what decides as a Python number, or fuse only the parts around it "
             f"({str(error).partition(chr(10))[0]})"
         ) from error
-    _simplify(graph_module)
+    simplify(graph_module)
     outputs, results = seen[-1]
     is_tensor = tuple(isinstance(result, Tensor) for result in results)
     constants = tuple(None if isinstance(result, Tensor) else result for result in results)
     return Trace(graph_module, outputs, constants, is_tensor)
 
 
-def _simplify(graph_module: GraphModule) -> None:
-    """Take out what writes into tensors that nothing else can see."""
+def simplify(graph_module: GraphModule) -> None:
+    """Take out what writes into tensors that nothing else can see, and write out the casts that autocast makes.
+
+    Args:
+        graph_module: Traced before autograd; it is changed in place.
+    """
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -136,7 +151,27 @@ def _simplify(graph_module: GraphModule) -> None:
             functional = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
             if name.endswith("_") and functional is not None and not functional._schema.is_mutable:
                 node.target = functional
+    for node in list(graph.nodes):
+        if node.target in PRODUCTS and isinstance(node.meta.get("val"), Tensor):
+            _cast_operands(node)
     graph_module.recompile()
+
+
+def _cast_operands(node: Node) -> None:
+    """Autocast computes a product in its own dtype, whatever its operands are in."""
+    dtype = node.meta["val"].dtype
+
+    def cast(operand: Node) -> Node:
+        value = operand.meta.get("val")
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return operand
+        with node.graph.inserting_before(node):
+            copy = node.graph.call_function(aten._to_copy.default, (operand,), {"dtype": dtype})
+        copy.meta["val"] = value.to(dtype)
+        return copy
+
+    if dtype in (torch.float16, torch.bfloat16):
+        node.args, node.kwargs = map_arg(node.args, cast), map_arg(node.kwargs, cast)
 
 
 def _is_private(node: Node) -> bool:

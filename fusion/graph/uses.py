@@ -3,8 +3,10 @@
 Source: our definition (the paper's front end is TVM's).
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch.fx import Node
 
 from fusion.graph.operations import Activate, Combine, Operation, recognize
@@ -25,6 +27,8 @@ class Uses:
         self.depths: dict[Node, int] = {}
         """For every node the most products, one behind the other, of a chain that ends there."""
         spelled = (found for found in self.operations.values() if isinstance(found, Activate))
+        self.sections = dict(_sections(nodes))
+        """For every node how many barriers came before it: nothing moves from one section to another."""
         self._inside = {inner: found.x for found in spelled for inner in found.inside}
         for node in nodes:
             self.depths[node] = self._depth(node)
@@ -68,3 +72,30 @@ class Uses:
 
     def _before(self, node: Node) -> int:
         return 0 if self.outside(node) else self.depths[node]
+
+
+def barrier(node: Node) -> str:
+    """Why what stands before a node and what stands behind it must not change places.
+
+    Args:
+        node: Of a graph as `trace` makes it.
+
+    Returns:
+        The reason, empty where there is none.
+    """
+    if node.op != "call_function" or node.target is operator.getitem:
+        return ""
+    if isinstance(node.target, torch._ops.OpOverload):
+        is_mutable = node.target._schema.is_mutable
+        return f"{node.target} writes into a tensor: write x = x + y in place of x += y" if is_mutable else ""
+    if node.target is torch._C._set_grad_enabled:
+        return "torch.no_grad() or enable_grad() begins or ends"
+    name = getattr(node.target, "__name__", node.target)
+    return f"{name} changes how torch computes: cast tensors instead"
+
+
+def _sections(nodes: Sequence[Node]) -> Iterator[tuple[Node, int]]:
+    section = 0
+    for node in nodes:
+        section += bool(barrier(node))
+        yield node, section

@@ -1,6 +1,6 @@
 """What carries a kernel's text out, with torch and Triton.
 
-check -> loader -> launch; signature -> resources; winner -> cache -> executor
+check -> loader -> launch; signature -> resources; winner -> cache -> executor; form -> executors -> operator
 
     check.py      tensors are those of a chain, or an error says which is not
     loader.py     source text -> a module's function
@@ -13,4 +13,8 @@ check -> loader -> launch; signature -> resources; winner -> cache -> executor
     tail.py       what follows the last product, and its gradients, in torch
     autograd.py   a chain with gradients, by whatever runs chains
     executor.py   what runs a chain: planned, kept, emitted, launched, with its gradients
+    form.py       a chain without its sizes, as text
+    unfused.py    a chain product by product, in torch
+    executors.py  executors by name, and what they said of each chain
+    operator.py   a chain as an operator that torch's graphs see
 """

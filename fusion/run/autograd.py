@@ -60,16 +60,45 @@ def apply(chain: Chain, tensors: Mapping[str, Tensor], execute: Execute) -> Tens
     return output
 
 
+def forwards(plan: Gradients, execute: Execute, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Run a chain that `backwards` will differentiate.
+
+    Args:
+        plan: Of the chain.
+        execute: Runs it.
+        inputs: Of the chain, in its order.
+
+    Returns:
+        The output, and where `plan.saves_forward` the log-sum-exp of the chain's softmax, which `backwards` needs.
+    """
+    tensors = _by_name(plan.chain, inputs)
+    return execute(plan.chain, tensors, save_lse=True) if plan.saves_forward else (execute(plan.chain, tensors),)
+
+
+def backwards(
+    plan: Gradients, execute: Execute, inputs: Sequence[Tensor], saved: Sequence[Tensor], upstream: Tensor
+) -> dict[str, Tensor]:
+    """Differentiate a chain.
+
+    Args:
+        plan: Of the chain.
+        execute: Runs the chains of its gradients.
+        inputs: Of the chain, in its order.
+        saved: What `forwards` returned if `plan.saves_forward`, else nothing.
+        upstream: The gradient of the output.
+
+    Returns:
+        By name the gradients that the plan was asked for, but for those that are zero because nothing reads the input.
+    """
+    with torch.no_grad():
+        return _Backward(plan, execute, inputs, saved).run(upstream)
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Gradients, execute: Execute, *inputs: Tensor) -> Tensor:
-        tensors = _by_name(plan.chain, inputs)
-        if plan.saves_forward:
-            output, lse = execute(plan.chain, tensors, save_lse=True)
-            ctx.save_for_backward(*inputs, output, lse)
-        else:
-            output = execute(plan.chain, tensors)
-            ctx.save_for_backward(*inputs)
+        output, *lse = forwards(plan, execute, inputs)
+        ctx.save_for_backward(*inputs, *((output, *lse) if plan.saves_forward else ()))
         ctx.plan, ctx.execute = plan, execute
         ctx.set_materialize_grads(False)
         return output
@@ -80,8 +109,7 @@ class _Fused(torch.autograd.Function):
         if upstream is None:
             return (None,) * (2 + num_inputs)
         inputs, saved = ctx.saved_tensors[:num_inputs], ctx.saved_tensors[num_inputs:]
-        with torch.no_grad():
-            found = _Backward(ctx.plan, ctx.execute, inputs, saved).run(upstream)
+        found = backwards(ctx.plan, ctx.execute, inputs, saved, upstream)
         if torch.is_grad_enabled():  # create_graph=True: say no when it is used, and only then
             found = {name: _Last.apply(gradient, upstream, *inputs) for name, gradient in found.items()}
         return (None, None, *(found.get(tensor.name) for tensor in ctx.plan.chain.inputs))

@@ -3,7 +3,6 @@
 Source: MCFuser (arXiv:2506.22169), which plans when a model is compiled; gradients are not in the paper.
 """
 
-import functools
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from fusion.plan.search import search
 from fusion.plan.space import SpaceError, search_space
 from fusion.plan.stages import Softmax
 from fusion.plan.traffic import traffic, unfused_bytes
-from fusion.run.autograd import apply
+from fusion.run.autograd import Execute
 from fusion.run.cache import Cache
 from fusion.run.launch import launch, launch_with_lse
 from fusion.run.winner import Key, Winner
@@ -39,8 +38,8 @@ INTERPRETED = "a100"  # what is planned for where Triton's interpreter runs kern
 class Execution:
     """How a chain runs."""
 
-    run: Callable[[Mapping[str, Tensor]], Tensor]
-    """Tensors by name -> the output; differentiable."""
+    execute: Execute
+    """Runs the chain, and those of its gradients; `fusion.run.autograd.apply` makes it differentiable."""
     text: str
     """What was chosen, for a person."""
 
@@ -96,6 +95,8 @@ class Planner:
             chain: What to run.
             needs: Names of the inputs that need a gradient.
         """
+        if len(chain.products) == 1:
+            return "one product: nothing to keep on chip"
         verdict = intensity(chain, self.device)
         if not verdict.is_mbci:
             return str(verdict)
@@ -115,16 +116,7 @@ class Planner:
             f"{plan}; predicted {fused_us:.4g} us, {apart_us:.4g} us with {first} written out; moves "
             f"{moved:,} bytes, saves {unfused - moved:,} of {unfused:,}; {verdict}"
         )
-        return Execution(functools.partial(self.run, chain), text)
-
-    def run(self, chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Run a chain so that gradients reach its inputs.
-
-        Args:
-            chain: That has been planned.
-            tensors: By name.
-        """
-        return apply(chain, tensors, self)
+        return Execution(self, text)
 
     def winner(self, chain: Chain) -> Winner:
         """The schedule of a chain: known, from the cache, or searched for.

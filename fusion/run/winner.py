@@ -25,6 +25,8 @@ STAGES: Mapping[str, type[Stage]] = MappingProxyType(
     {kind.__name__: kind for kind in (MatMul, Elementwise, Causal, Softmax)}
 )
 
+CHAIN_FIELDS: Mapping[str, type] = MappingProxyType({"dtype": str, "dims": list, "inputs": list, "stages": list})
+
 
 class WinnerError(ValueError):
     """JSON that is no winner of a chain; the message says what is wrong with it."""
@@ -106,10 +108,16 @@ def encode_key(key: Key) -> dict[str, Any]:
     Args:
         key: Any.
     """
-    chain = key.chain
+    return {"device": key.device, "code": key.code, **encode_chain(key.chain)}
+
+
+def encode_chain(chain: Chain) -> dict[str, Any]:
+    """A chain as JSON.
+
+    Args:
+        chain: Any.
+    """
     return {
-        "device": key.device,
-        "code": key.code,
         "dtype": chain.dtype,
         "dims": [dataclasses.asdict(dim) for dim in chain.dims],
         "inputs": [dataclasses.asdict(tensor) for tensor in chain.inputs],
@@ -183,15 +191,30 @@ def decode(content: object) -> tuple[Key, Winner]:
 
 
 def _decode_key(content: dict[str, Any]) -> Key:
-    kinds = {"device": str, "code": str, "dtype": str, "dims": list, "inputs": list, "stages": list}
-    fields = _object(content, "key", kinds)
+    fields = _object(content, "key", {"device": str, "code": str, **CHAIN_FIELDS})
+    chain = decode_chain({name: fields[name] for name in CHAIN_FIELDS})
+    return dataclasses.replace(Key.of(chain, fields["device"]), code=fields["code"])
+
+
+def decode_chain(content: object) -> Chain:
+    """Read what `encode_chain` made.
+
+    Args:
+        content: Parsed JSON, from anywhere.
+
+    Returns:
+        The chain.
+
+    Raises:
+        WinnerError: A field is missing, unknown or of another type, or the parts are no chain.
+    """
+    fields = _object(content, "chain", CHAIN_FIELDS)
     dims = tuple(Dim(**_object(dim, "dim", {"name": str, "size": int, "batch": bool})) for dim in fields["dims"])
     inputs = tuple(Input(**_object(tensor, "input", {"name": str, "dims": str})) for tensor in fields["inputs"])
     try:
-        chain = Chain(dims, inputs, tuple(_stage(stage) for stage in fields["stages"]), fields["dtype"])
+        return Chain(dims, inputs, tuple(_stage(stage) for stage in fields["stages"]), fields["dtype"])
     except (TypeError, ValueError, KeyError) as error:
         raise WinnerError(f"key: {error}") from error
-    return dataclasses.replace(Key.of(chain, fields["device"]), code=fields["code"])
 
 
 def _stage(content: object) -> Stage:

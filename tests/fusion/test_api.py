@@ -6,26 +6,9 @@ from torch.nn import functional
 
 from fusion import fuse
 from fusion.graph import TraceError
-from fusion.reference import run
-from fusion.run.executor import Execution
+from tests.fusion.counted import Executor, one_product
 
 X, A, B = torch.randn(7, 6), torch.randn(6, 8), torch.randn(8, 6)
-
-
-class Executor:
-    """Runs chains by their meaning, and counts what it was asked for and what it ran."""
-
-    def __init__(self, refuses=lambda chain, needs: None):
-        self.refuses, self.asked, self.ran = refuses, [], []
-
-    def __call__(self, chain, needs, device):
-        self.asked.append((chain, needs))
-        reason = self.refuses(chain, needs)
-        return reason or Execution(lambda tensors: self.run(chain, tensors), f"{len(chain.products)} products at once")
-
-    def run(self, chain, tensors):
-        self.ran.append(chain)
-        return run(chain, tensors)
 
 
 def mlp(x, a, b):
@@ -166,11 +149,11 @@ def test_methods_of_a_class_may_be_decorated(executor):
 
 
 def test_what_is_refused_is_tried_again_in_parts():
-    executor = Executor(lambda chain, needs: "too long" if len(chain.products) > 2 else None)
+    executor = Executor(lambda chain, needs: "too long" if len(chain.products) > 2 else one_product(chain, needs))
     fused = fuse(lambda x, a, b: functional.relu(functional.relu(x @ a) @ b) @ a, executor_for=executor)
     close(fused(X, A, B), functional.relu(functional.relu(X @ A) @ B) @ A)
     assert [len(chain.products) for chain in executor.ran] == [2]
-    assert [len(chain.products) for chain, _ in executor.asked] == [3, 2]
+    assert [len(chain.products) for chain, _ in executor.asked] == [3, 2, 1]
     text = fused.explain(X, A, B)
     assert "not fused: relu: too long" in text
     assert "matmul_2 runs as: 2 products at once" in text
@@ -196,7 +179,7 @@ def test_explanations_name_chains_and_reasons(executor):
     fused = fuse(lambda x, a, b: mlp(x, a, b).cumsum(0) @ a, executor_for=executor)
     text = fused.explain(X, A, B)
     assert not executor.ran
-    assert text.splitlines()[0].startswith("chain at matmul_1: C[M,N] = A[M,K] B[K,N]; C = gelu(C); E[M,H] =")
+    assert "chain at matmul_1: C[M,N] = A[M,K] B[K,N]; C = gelu(C); E[M,H] =" in text
     assert "not fused: cumsum: operation aten.cumsum.default is no stage of a chain" in text
     assert text.splitlines()[-1] == "matmul_1 runs as: 2 products at once"
 
@@ -211,9 +194,8 @@ def test_autocast_is_a_part_of_the_signature(executor):
     fused = fuse(mlp, executor_for=executor)
     fused(X, A, B)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(fused(X, A, B), mlp(X, A, B))
-        assert "its product is in torch.float32, what reads it in torch.bfloat16" in fused.explain(X, A, B)
-    assert len(executor.ran) == 1
+        close(fused(X, A, B), mlp(X, A, B))
+    assert [chain.dtype for chain in executor.ran] == ["fp32", "bf16"]
 
 
 def test_kernels_are_planned_emitted_and_run_by_default(tmp_path):

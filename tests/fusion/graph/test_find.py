@@ -20,9 +20,16 @@ def in_no_grad(x, a, b):
     return y @ b
 
 
-def in_autocast(x, a, b):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return x @ a @ b
+def out_of_autocast(x, a, b):
+    with torch.autocast("cpu", enabled=False):
+        y = x @ a
+    return y @ b
+
+
+def written_between(x, a, b):
+    y = x @ a
+    b.add_(1)
+    return y @ b
 
 
 @pytest.mark.parametrize(
@@ -46,14 +53,13 @@ def in_autocast(x, a, b):
         (lambda x, a, b: (x @ a).reshape(8, 7) @ x, "reshape", "mixes dimensions or casts, so matmul must be written"),
         (lambda x, a, b: (x @ a)[:, :3] @ b[:3], "slice_1", "operation aten.slice.Tensor is no stage of a chain"),
         (lambda x, a, b: (x @ a) / (x @ a).sum() @ b, "div", "of two tensors: multiply or add instead"),
-        (lambda x, a, b: x @ a, "matmul", "one product: nothing to keep on chip"),
         (lambda x, a, b: x[:0] @ a @ b, "matmul", "is empty: nothing to compute"),
         (lambda x, a, b: torch.einsum("ij,jk,kl->il", x, a, b), "einsum", "has 3 operands: write products of two"),
         (lambda x, a, b: x @ a @ b @ a @ b @ a, "matmul", "5 products: a chain has at most 4, so matmul is"),
         (lambda x, a, b: x[x[:, 0] > 0] @ a @ b, "matmul", "symbolic size"),
-        (in_no_grad, "matmul", "matmul and matmul_1 are not both inside or outside of torch.no_grad()"),
-        (in_autocast, "_enter_autocast", "_enter_autocast changes how torch computes: cast tensors instead"),
-        (lambda x, a, b: x.add_(1) @ a @ b, "add_", "writes into a tensor: write x = x + y in place of x += y"),
+        (in_no_grad, "matmul", "_set_grad_enabled_1 stands between matmul and matmul_1: torch.no_grad()"),
+        (out_of_autocast, "matmul", "_exit_autocast stands between matmul and matmul_1: _exit_autocast changes how"),
+        (written_between, "matmul", "add_ stands between matmul and matmul_1: aten.add_.Tensor writes into a tensor"),
         (lambda x, a, b: ((h := torch.relu(x @ a)) @ b) * (h @ b), "relu", "is read along other dimensions too"),
         (lambda x, a, b: ((x @ a)[None] + torch.rand(3, 7, 8)) @ b, "add", "expand an operand of the product instead"),
         (lambda x, a, b: attend(x @ a, x @ a, x @ a), "matmul_1", "has no loop that all other products have"),
@@ -68,6 +74,31 @@ def test_what_is_not_fused_says_why(function, node, reason):
     dtype = torch.float64 if "float64" in reason else torch.int64 if "int64" in reason else torch.float32
     declines = found(function, *(tensor.clone().to(dtype) for tensor in (X, A, B))).declines
     assert any(decline.node == node and reason in decline.reason for decline in declines), list(map(str, declines))
+
+
+def test_a_product_by_itself_is_a_chain_with_what_stands_behind_it():
+    (match,) = found(lambda x, a, b: functional.relu(x @ a + 1), X, A, B).matches
+    assert (match.output, len(match.chain.products), len(match.chain.stages)) == ("relu", 1, 3)
+
+
+def test_chains_are_found_beside_what_writes_and_casts():
+    def function(x, a, b):
+        with torch.autocast("cpu", enabled=False):
+            y = torch.relu(x @ a) @ b
+        x.add_(1)
+        return torch.relu(y @ a) @ b
+
+    assert [len(match.chain.products) for match in found(function, X.clone(), A, B).matches] == [2, 2]
+
+
+def test_a_copy_is_read_where_what_it_was_made_of_is_written():
+    def function(x, a, b):
+        y = x.clone()
+        x.add_(1)
+        return y @ a @ b
+
+    (match,) = found(function, X.clone(), A, B).matches
+    assert match.bindings[0].node == "clone"
 
 
 def test_symbolic_sizes_are_declined():
@@ -90,15 +121,14 @@ def test_the_projection_of_queries_is_a_part_of_attention():
         return attend(*((x @ w).view(2, 7, 3, 2).transpose(1, 2) for w in (q, k, v))).transpose(1, 2).flatten(2)
 
     result = found(function, torch.randn(2, 7, 6), *(torch.randn(6, 6) for _ in range(3)))
-    (match,) = result.matches
-    assert len(match.chain.products) == 3
+    assert [len(match.chain.products) for match in result.matches] == [3, 1, 1]
     assert {decline.node for decline in result.declines} == {"matmul_1", "matmul_2"}
 
 
 def test_nodes_may_be_asked_to_be_written_out():
     result = found(lambda x, a, b: torch.relu(x @ a) @ b @ a, X, A, B, apart={"relu": "for a reason"})
     assert Decline("relu", "for a reason") in result.declines
-    assert [match.chain.products[0].out for match in result.matches] == ["C"]
+    assert [len(match.chain.products) for match in result.matches] == [2, 1]
     assert [binding.node for binding in result.matches[0].bindings] == ["relu", "arg2_1", "arg1_1"]
 
 
@@ -141,6 +171,6 @@ def test_layers_of_a_deep_model_are_found_alike():
 
 def test_results_print_what_they_are():
     text = str(found(lambda x, a, b: (torch.relu(x @ a) @ b).cumsum(0) @ a, X, A, B))
-    assert text.splitlines()[0].startswith("chain at matmul_1: C[M,N] = A[M,K] B[K,N]; C = relu(C);")
+    assert "chain at matmul_1: C[M,N] = A[M,K] B[K,N]; C = relu(C);" in text
     assert "not fused: cumsum: operation aten.cumsum.default is no stage of a chain" in text
     assert str(Found((), ())) == "no chain"

@@ -277,7 +277,7 @@ def test_replaced_chains_change_nothing(name):
     traced = trace(function, args, kwargs)
     found = find(traced.graph_module)
     chains = [("".join(match.chain.sizes), len(match.chain.products)) for match in found.matches]
-    assert chains == case.chains, str(found)
+    assert [chain for chain in chains if chain[1] > 1] == case.chains, str(found)
     replaced = replace(traced.graph_module, found, lambda match: lambda tensors: run(match.chain, tensors))
     assert len([node for node in replaced.graph.nodes if node.op == "call_module"]) == len(chains)
 
@@ -371,7 +371,8 @@ def test_layers_of_transformers(case):
     x = torch.randn(2, 7, 12)
     traced = trace(layer, [x], kwargs)
     found = find(traced.graph_module)
-    assert [len(match.chain.products) for match in found.matches] == products, str(found)
+    numbers = [len(match.chain.products) for match in found.matches]
+    assert [number for number in numbers if number > 1] == products, str(found)
     replaced = replace(traced.graph_module, found, lambda match: lambda tensors: run(match.chain, tensors))
 
     def through_graph(x, **kwargs):

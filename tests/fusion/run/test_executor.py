@@ -10,6 +10,7 @@ from fusion.plan.device import FOLDER, load_device
 from fusion.plan.stages import Elementwise, MatMul
 from fusion.reference import run
 from fusion.run import executor as module
+from fusion.run.autograd import apply
 from fusion.run.cache import Cache
 from fusion.run.check import DTYPES
 from fusion.run.executor import Execution, Planner, triton_executor
@@ -57,7 +58,7 @@ def test_a_chain_runs_as_the_reference_with_its_gradients(chain, tmp_path):
     dtype = DTYPES[chain.dtype]
     truth = results(lambda t: run(chain, t), tensors, torch.float64)
     expected = results(lambda t: run(chain, t), tensors, dtype)
-    assert_all_close(results(execution.run, tensors, dtype), expected, truth)
+    assert_all_close(results(lambda t: apply(chain, t, execution.execute), tensors, dtype), expected, truth)
 
 
 def test_what_was_chosen_is_said(tmp_path):

@@ -1,0 +1,65 @@
+import os
+
+import pytest
+import torch
+from closeness import assert_equal_up_to_rounding
+
+from fusion import gemm_chain
+from fusion.run.executors import DEFAULT, executors
+from fusion.run.form import form_of
+from fusion.run.operator import call_chain
+from tests.fusion.counted import Executor
+
+CHAIN = gemm_chain(M=5, N=7, K=3, H=4, activation="relu")
+
+
+def drawn(rows=5):
+    return [torch.randn(rows, 3), torch.randn(3, 7), torch.randn(7, 4)]
+
+
+@pytest.fixture
+def counted():
+    executor = Executor(lambda chain, needs: None)
+    executors.add("counted", executor)
+    return executor
+
+
+def test_a_form_serves_every_size_and_each_is_planned_once(counted):
+    for rows in (3, 8, 3, 8):
+        call_chain(form_of(CHAIN), drawn(rows), "counted")
+    assert [chain.sizes["M"] for chain, _ in counted.asked] == [3, 8]
+
+
+def test_another_executor_of_a_name_is_asked_again(counted):
+    call_chain(form_of(CHAIN), drawn(), "counted")
+    other = Executor(lambda chain, needs: None)
+    executors.add("counted", other)
+    call_chain(form_of(CHAIN), drawn(), "counted")
+    assert (len(counted.ran), len(other.ran)) == (1, 1)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"executor='none': known are \['.*; add it with executors.add first"):
+        executors.get("none")
+
+
+def test_a_forked_process_may_plan_while_its_parent_did(counted):
+    """A lock that another thread holds when the process is forked is not held for ever in the child."""
+    with executors._lock:
+        child = os.fork()
+        if not child:
+            call_chain(form_of(CHAIN), drawn(), "counted")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_where_nothing_runs_torch_does_and_says_so_once(caplog, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    a, b, d = drawn()
+    with caplog.at_level("INFO", logger="fusion"):
+        for _ in range(3):
+            executors.call.cache_clear()
+            output = call_chain(form_of(CHAIN), (a, b, d), DEFAULT)
+            assert_equal_up_to_rounding("output", output, torch.relu(a @ b) @ d, roundings=16)
+    assert len(caplog.records) == 1
+    assert "torch runs it" in caplog.text
