@@ -42,11 +42,24 @@ def call_chain(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) ->
 
     Source: not in the paper.
     """
-    given = list(tensors)
-    is_on = torch.is_grad_enabled()
-    needs = "".join("1" if is_on and tensor.requires_grad else "0" for tensor in given)
-    output: Tensor = torch.ops.mcfuser.chain(given, form, needs, executor)[0]
+    output: Tensor = torch.ops.mcfuser.chain(list(tensors), form, _needs_of(tensors), executor)[0]
     return output
+
+
+def is_run(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) -> bool:
+    """Whether an executor runs a chain, or leaves it to torch.
+
+    Args:
+        form: Of the chain.
+        tensors: As for `call_chain`.
+        executor: Name of the executor.
+
+    Raises:
+        TypeError, ValueError: As `call_chain`.
+
+    Source: not in the paper.
+    """
+    return _call_of(tensors, form, _needs_of(tensors), executor).execute is not None
 
 
 def needs_text(chain: Chain, names: frozenset[str]) -> str:
@@ -59,6 +72,11 @@ def needs_text(chain: Chain, names: frozenset[str]) -> str:
     Source: not in the paper.
     """
     return "".join("1" if tensor.name in names else "0" for tensor in chain.inputs)
+
+
+def _needs_of(tensors: Sequence[Tensor]) -> str:
+    is_on = torch.is_grad_enabled()
+    return "".join("1" if is_on and tensor.requires_grad else "0" for tensor in tensors)
 
 
 def _call_of(tensors: Sequence[Tensor], form: str, needs: str, executor: str) -> Call:
