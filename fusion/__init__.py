@@ -9,6 +9,7 @@ function -> chain -> schedule -> kernel -> result
     api.py         fuse: a function or a module that runs its chains as kernels, and explains itself
     compile.py     torch.compile(model, backend="mcfuser"): the same for all of a model, the rest by Inductor
     hugging_face.py  attn_implementation="mcfuser" for the models of that library
+    experts.py     the feed-forward layers of Mixture-of-Experts
     reference.py   the meaning of a chain in plain torch
 """
 

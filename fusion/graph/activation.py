@@ -67,14 +67,36 @@ def spelled_out(node: Node) -> tuple[Node, Activation, tuple[Node, ...]] | None:
 def _name(x: Node, inside: list[Node]) -> Activation | None:
     if any(node.meta["val"].shape != x.meta["val"].shape for node in inside):
         return None
-    near = torch.linspace(-NEAR, NEAR, NUM_PROBES, dtype=torch.float64)
-    far = torch.logspace(math.log10(NEAR), math.log10(FAR), NUM_PROBES, dtype=torch.float64)
-    probes = torch.cat((near, far, -far))
+    probes = _probes()
     values: dict[Node, Any] = {x: probes}
     for node in reversed(inside):
         arguments, options = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
         assert callable(node.target)
         values[node] = node.target(*arguments, **options)
-    found = values[inside[0]]
+    return _named(probes, values[inside[0]])
+
+
+def activation_of(function: Callable[[Tensor], Tensor]) -> Activation | None:
+    """The activation that a function is.
+
+    Args:
+        function: Any from a tensor to one of its shape.
+
+    Returns:
+        Its name; None if it is none that a chain has.
+    """
+    probes = _probes()
+    with torch.no_grad():
+        found = function(probes)
+    return _named(probes, found) if isinstance(found, Tensor) and found.shape == probes.shape else None
+
+
+def _probes() -> Tensor:
+    near = torch.linspace(-NEAR, NEAR, NUM_PROBES, dtype=torch.float64)
+    far = torch.logspace(math.log10(NEAR), math.log10(FAR), NUM_PROBES, dtype=torch.float64)
+    return torch.cat((near, far, -far))
+
+
+def _named(probes: Tensor, found: Tensor) -> Activation | None:
     errors = {name: float((known(probes) - found).abs().max()) for name, known in KNOWN.items()}
     return next((name for name, error in errors.items() if error < SAME and math.isfinite(error)), None)

@@ -34,8 +34,32 @@ def after_first(chain: Chain) -> Chain:
         The chain with that value as an input.
     """
     first = chain.products[0].out
-    kept = tuple(stage for stage in chain.stages if (stage.out if isinstance(stage, MatMul) else stage.x) != first)
-    return _of_stages(chain, kept)
+    return _of_stages(chain, tuple(stage for stage in chain.stages if not _changes(stage, first)))
+
+
+def without_last(chain: Chain) -> Chain:
+    """What is left of a chain without its last product and the stages behind that.
+
+    Args:
+        chain: Whose last product reads all other values, or what is made of them.
+
+    Returns:
+        The chain that ends with the value that the last product reads.
+    """
+    return _of_stages(chain, tuple(stage for stage in chain.stages if not _changes(stage, chain.output)))
+
+
+def last_alone(chain: Chain) -> Chain:
+    """The last product of a chain with the stages behind it; what it reads are inputs.
+
+    Args:
+        chain: Any.
+    """
+    return _of_stages(chain, tuple(stage for stage in chain.stages if _changes(stage, chain.output)))
+
+
+def _changes(stage: Stage, value: str) -> bool:
+    return (stage.out if isinstance(stage, MatMul) else stage.x) == value
 
 
 def _of_stages(chain: Chain, stages: Sequence[Stage]) -> Chain:

@@ -1,6 +1,6 @@
 """What carries a kernel's text out, with torch and Triton.
 
-check -> loader -> launch; signature -> resources; winner -> cache -> executor; form -> executors -> operator
+check -> loader -> launch; signature -> resources; winner -> cache -> executor; form -> executors -> operator -> grouped
 
     check.py      tensors are those of a chain, or an error says which is not
     loader.py     source text -> a module's function
@@ -17,4 +17,5 @@ check -> loader -> launch; signature -> resources; winner -> cache -> executor; 
     unfused.py    a chain product by product, in torch
     executors.py  executors by name, and what they said of each chain
     operator.py   a chain as an operator that torch's graphs see
+    grouped.py    a chain once for each group of rows
 """

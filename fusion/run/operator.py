@@ -84,7 +84,20 @@ def _call_of(tensors: Sequence[Tensor], form: str, needs: str, executor: str) ->
     return executors.call(form, needs, executor, described)
 
 
-def _forward(tensors: list[Tensor], form: str, needs: str, executor: str) -> list[Tensor]:
+def run_forward(tensors: Sequence[Tensor], form: str, needs: str, executor: str) -> list[Tensor]:
+    """What the operator does, without autograd.
+
+    Args:
+        tensors: As for `call_chain`.
+        form: As for `call_chain`.
+        needs: As `needs_text` makes it.
+        executor: As for `call_chain`.
+
+    Returns:
+        The output, and what `run_backward` needs besides.
+
+    Source: not in the paper.
+    """
     call = _call_of(tensors, form, needs, executor)
     with torch.autocast(tensors[0].device.type, enabled=False):
         if call.execute is None:
@@ -95,9 +108,24 @@ def _forward(tensors: list[Tensor], form: str, needs: str, executor: str) -> lis
         return [tensor.contiguous() for tensor in forwards(call.plan, call.execute, tensors)]
 
 
-def _backward(
-    gradient: Tensor, saved: list[Tensor], tensors: list[Tensor], form: str, needs: str, executor: str
+def run_backward(
+    gradient: Tensor, saved: Sequence[Tensor], tensors: Sequence[Tensor], form: str, needs: str, executor: str
 ) -> list[Tensor]:
+    """What the gradients' operator does, without autograd.
+
+    Args:
+        gradient: Of the output.
+        saved: What `run_forward` returned if that is more than the output.
+        tensors: As for `run_forward`.
+        form: As for `run_forward`.
+        needs: As for `run_forward`.
+        executor: As for `run_forward`.
+
+    Returns:
+        The gradients that are needed, in the order of the inputs.
+
+    Source: not in the paper.
+    """
     call = _call_of(tensors, form, needs, executor)
     wanted = wanted_names(call.chain, needs)
     with torch.autocast(gradient.device.type, enabled=False), _AUTOGRAD(_KEY, False):
@@ -184,8 +212,8 @@ def _define(library: torch.library.Library) -> None:
     library.define(f"chain({arguments}) -> Tensor[]", tags=flexible)
     library.define(f"chain_backward(Tensor gradient, Tensor[] saved, {arguments}) -> Tensor[]", tags=flexible)
     for name, function, fake in (
-        ("chain", _forward, _fake_forward),
-        ("chain_backward", _backward, _fake_backward),
+        ("chain", run_forward, _fake_forward),
+        ("chain_backward", run_backward, _fake_backward),
     ):
         library.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"mcfuser::{name}", fake, lib=library)

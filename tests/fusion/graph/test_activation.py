@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from fusion.graph.activation import spelled_out
+from fusion.graph.activation import activation_of, spelled_out
 from fusion.graph.trace import trace
 
 SPELLINGS = {
@@ -62,3 +63,12 @@ def test_a_formula_whose_parts_are_read_is_none():
 
 def test_whole_activations_are_left_to_their_names():
     assert spelled_out(nodes_of(functional.silu)[-2]) is None
+
+
+def test_functions_and_modules_are_told_by_their_values():
+    assert activation_of(torch.relu) == "relu"
+    assert activation_of(nn.SiLU()) == "silu"
+    assert activation_of(nn.GELU(approximate="tanh")) == "gelu_tanh"
+    assert activation_of(lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))) == "gelu"
+    assert activation_of(torch.tanh) is None
+    assert activation_of(torch.sum) is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusion import attention, gemm_chain, mlp
-from fusion.plan.partition import after_first, alone
+from fusion.plan.partition import after_first, alone, last_alone, without_last
 from fusion.reference import run
 
 CHAINS = {
@@ -51,3 +51,12 @@ def _value(chain, stages, tensors):
     letters = {letter for x in inputs for letter in x.dims}
     part = replace(chain, dims=tuple(d for d in chain.dims if d.name in letters), inputs=inputs, stages=tuple(stages))
     return run(part, {x.name: tensors[x.name] for x in inputs})
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+def test_the_last_product_goes_on_from_the_rest(chain):
+    rest, last, tensors = without_last(chain), last_alone(chain), draw(chain)
+    assert [product.out for product in last.products] == [chain.output]
+    assert len(rest.stages) + len(last.stages) == len(chain.stages)
+    values = tensors | {rest.output: run(rest, {x.name: tensors[x.name] for x in rest.inputs})}
+    assert torch.equal(run(last, {x.name: values[x.name] for x in last.inputs}), run(chain, tensors))

@@ -1,0 +1,90 @@
+"""The feed-forward layers of Mixture-of-Experts as chains: rows sorted by expert -> rows, forwards and backwards.
+
+Legend: E experts, R rows sorted by expert, M model width, H hidden width, G width of the first map (H, or 2H if gated).
+
+Source: not in the paper.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import cast, get_args
+
+import torch
+from torch import Tensor
+
+from fusion.plan.chain import Chain, DType
+from fusion.plan.partition import last_alone, without_last
+from fusion.plan.stages import Activation
+from fusion.plan.workload import mlp
+from fusion.run.check import DTYPES
+from fusion.run.executors import DEFAULT
+from fusion.run.form import form_of
+from fusion.run.grouped import call_grouped, is_run_grouped
+
+
+def feed_forward(
+    rows_RM: Tensor,
+    counts: Sequence[int],
+    up_weight_EGM: Tensor,
+    up_bias_EG: Tensor | None,
+    down_weight_EMH: Tensor,
+    down_bias_EM: Tensor | None,
+    *,
+    activation: Activation,
+    gated: bool = False,
+    executor: str = DEFAULT,
+) -> Tensor:
+    """down(activation(up(x))) of every row by its expert; gated, down(activation(first half) * second half).
+
+    What runs for an expert is one chain, or where the executor refuses that, as when gradients are needed and its
+    hidden values are better kept than computed again, one chain for each map.
+
+    Args:
+        rows_RM: Rows sorted by expert; cast to the weights' dtype, or to autocast's where that is on.
+        counts: Rows per expert, summing to R.
+        up_weight_EGM: First map of each expert, as nn.Linear stores it.
+        up_bias_EG: Its biases, or None.
+        down_weight_EMH: Second map.
+        down_bias_EM: Its biases, or None where up_bias_EG is None.
+        activation: Its name.
+        gated: Whether the first map has two halves.
+        executor: Name of what runs the chains.
+
+    Returns:
+        rows_RM of results, in the dtype they were computed in.
+
+    Raises:
+        TypeError, ValueError: A tensor does not fit the others; the message names it.
+
+    Source: not in the paper; the gated form is Shazeer (arXiv:2002.05202) equation 6.
+    """
+    if (up_bias_EG is None) != (down_bias_EM is None):
+        raise ValueError("up_bias_EG and down_bias_EM: got one of them; accepted are both or none")
+    autocast = torch.is_autocast_enabled(rows_RM.device.type)
+    dtype = torch.get_autocast_dtype(rows_RM.device.type) if autocast else up_weight_EGM.dtype
+    given = {"A": rows_RM, "D": down_weight_EMH}
+    halves = up_weight_EGM.unflatten(1, (2, -1)).unbind(1) if gated else (up_weight_EGM,)
+    given |= dict(zip(("B", "B_up"), halves, strict=False))
+    if up_bias_EG is not None and down_bias_EM is not None:
+        biases = up_bias_EG.unflatten(1, (2, -1)).unbind(1) if gated else (up_bias_EG,)
+        given |= dict(zip(("bias_C", "bias_C_up"), biases, strict=False)) | {"bias_E": down_bias_EM}
+    values = {name: tensor.to(dtype) for name, tensor in given.items()}
+    whole = _chain(activation, _dtype_name(dtype), gated=gated, bias=up_bias_EG is not None)
+    inputs = [values[tensor.name] for tensor in whole.inputs]
+    at_once = is_run_grouped(form_of(whole), inputs, counts, executor)
+    for chain in (whole,) if at_once else (without_last(whole), last_alone(whole)):
+        tensors = [values[tensor.name] for tensor in chain.inputs]
+        values[chain.output] = call_grouped(form_of(chain), tensors, counts, executor)
+    return values[whole.output]
+
+
+def _dtype_name(dtype: torch.dtype) -> DType:
+    for name in get_args(DType):
+        if DTYPES[name] == dtype:
+            return cast(DType, name)
+    raise TypeError(f"rows_RM: computed in {dtype}; accepted are {list(DTYPES.values())}")
+
+
+@functools.cache
+def _chain(activation: Activation, dtype: DType, *, gated: bool, bias: bool) -> Chain:
+    return mlp(M=1, K=1, N=1, H=1, activation=activation, gated=gated, bias=bias, dtype=dtype)

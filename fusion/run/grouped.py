@@ -1,0 +1,125 @@
+"""A chain once for each group of rows: rows of all groups lie one behind the other, all other tensors are stacked.
+
+One form serves every number of rows; an executor that plans for intervals of sizes plans a few times for all groups.
+
+Source: not in the paper; grouped products as in Mixture-of-Experts layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fusion.plan.chain import Chain
+from fusion.run.executors import DEFAULT
+from fusion.run.form import of_sizes, read_form, sizes_of
+from fusion.run.operator import is_run, run_backward, run_forward
+from fusion.run.unfused import run_unfused
+
+ROWS = "M"  # the letter of the dimension that groups have different sizes of
+
+
+def call_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], executor: str = DEFAULT) -> Tensor:
+    """Run a chain for every group, so that gradients reach its inputs.
+
+    Args:
+        form: Of the chain of one group; its rows are the letter M, first of every tensor that has it.
+        tensors: For every input of the chain, in its order: with M, [all rows, ...], else [groups, ...].
+        counts: Rows of each group, which sum to all rows.
+        executor: Name of what runs the chains.
+
+    Returns:
+        [all rows, ...].
+
+    Raises:
+        TypeError, ValueError: The tensors are not the chain's, or the counts are not theirs; the message names them.
+
+    Source: not in the paper.
+    """
+    _check(form, tensors, counts)
+    if not is_run_grouped(form, tensors, counts, executor):  # then torch's own gradients compute nothing again
+        inputs = [tensor.name for tensor in read_form(form).inputs]
+        groups = [dict(zip(inputs, group, strict=True)) for group in _groups(form, tensors, counts)]
+        return torch.cat([run_unfused(_sized(form, group), group) for group in groups])
+    is_on = torch.is_grad_enabled()
+    needs = "".join("1" if is_on and tensor.requires_grad else "0" for tensor in tensors)
+    output: Tensor = _Grouped.apply(form, needs, executor, tuple(counts), *tensors)
+    return output
+
+
+def is_run_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], executor: str = DEFAULT) -> bool:
+    """Whether an executor runs a chain for the group with the most rows, or leaves it to torch.
+
+    Args:
+        form: As for `call_grouped`.
+        tensors: As for `call_grouped`.
+        counts: As for `call_grouped`.
+        executor: As for `call_grouped`.
+
+    Raises:
+        TypeError, ValueError: As `call_grouped`.
+
+    Source: not in the paper.
+    """
+    _check(form, tensors, counts)
+    largest = max(range(len(counts)), key=counts.__getitem__)
+    return is_run(form, _groups(form, tensors, counts)[largest], executor)
+
+
+def _check(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
+    for tensor, given in zip(read_form(form).inputs, tensors, strict=True):
+        expected = sum(counts) if ROWS in tensor.dims else len(counts)
+        if given.dim() == 0 or len(given) != expected:
+            kind = f"{expected} rows" if ROWS in tensor.dims else f"{expected} groups"
+            raise ValueError(
+                f"tensors[{tensor.name!r}] has shape {tuple(given.shape)}; counts={tuple(counts)} makes it {kind} long"
+            )
+
+
+def _sized(form: str, tensors: Mapping[str, Tensor]) -> Chain:
+    chain = read_form(form)
+    return of_sizes(form, sizes_of(chain, [tensors[tensor.name].shape for tensor in chain.inputs]))
+
+
+def _groups(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    """The tensors of each group; no copies."""
+    parts = [
+        tensor.split(list(counts)) if ROWS in given.dims else tensor.unbind(0)
+        for given, tensor in zip(read_form(form).inputs, tensors, strict=True)
+    ]
+    return [list(group) for group in zip(*parts, strict=True)]
+
+
+class _Grouped(torch.autograd.Function):
+    """Every group writes its part of one buffer, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, form: str, needs: str, executor: str, counts: tuple[int, ...], *tensors: Tensor) -> Tensor:
+        ctx.form, ctx.needs, ctx.executor, ctx.counts = form, needs, executor, counts
+        saved: list[list[Tensor]] = []
+        outputs = []
+        for group in _groups(form, tensors, counts):
+            found = run_forward(group, form, needs, executor)
+            outputs.append(found[0])
+            saved.append(found if len(found) > 1 else [])
+        ctx.lengths = [len(kept) for kept in saved]
+        ctx.save_for_backward(*tensors, *(tensor for kept in saved for tensor in kept))
+        return torch.cat(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        inputs = read_form(ctx.form).inputs
+        tensors, kept = ctx.saved_tensors[: len(inputs)], list(ctx.saved_tensors[len(inputs) :])
+        wanted = [index for index, need in enumerate(ctx.needs) if need == "1"]
+        found: dict[int, Tensor] = {index: torch.empty_like(tensors[index]) for index in wanted}
+        into = _groups(ctx.form, [found.get(index, tensor) for index, tensor in enumerate(tensors)], ctx.counts)
+        parts = zip(_groups(ctx.form, tensors, ctx.counts), into, upstream.split(ctx.counts), ctx.lengths, strict=True)
+        for group, to, gradient, length in parts:
+            saved, kept = kept[:length], kept[length:]
+            gradients = run_backward(gradient, saved, group, ctx.form, ctx.needs, ctx.executor)
+            for index, part in zip(wanted, gradients, strict=True):
+                to[index].copy_(part)
+        return (None, None, None, None, *(found.get(index) for index in range(len(tensors))))
