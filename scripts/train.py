@@ -121,13 +121,15 @@ def methods(config: Config) -> Section:
         "moe_pipeline": f"{gate.num_experts} experts, {gate.kind} routing, top {gate.top_k}{_spread(config)}"
         if config.moe.enabled
         else "off",
-        "fusion": "off: this version describes chains but generates no kernels",
+        "fusion": "attention and experts as chains; what has no kernel here is torch's"
+        if config.fusion.enabled
+        else "off",
         "omoe": _omoe(config),
         "bliss": f"mode {config.bliss.mode}, weight {config.bliss.weight}" if config.bliss.enabled else "off",
     }
     return Section(
         title="Methods",
-        note="Each is switched off by one word: moe=off, omoe=off, bliss=off.",
+        note="Each is switched off by one word: moe=off, fusion=off, omoe=off, bliss=off.",
         table=Table(headers=("Package", "In this run"), rows=tuple(used.items())),
     )
 

@@ -17,7 +17,7 @@ ON_RANKS = re.findall(r"<!-- example on (\d+) ranks: \w+ -->\n```python\n(.*?)``
 
 
 def test_every_package_has_an_example() -> None:
-    assert set(EXAMPLES) == {"moe_pipeline", "fusion", "omoe", "bliss"}
+    assert set(EXAMPLES) >= {"moe_pipeline", "fusion", "omoe", "bliss"}
 
 
 @pytest.mark.parametrize("package", EXAMPLES)

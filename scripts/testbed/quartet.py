@@ -18,6 +18,7 @@ from configs.schema import Config
 from configs.typed import ConfigError
 from moe_pipeline.parallel import spread_parameters
 from moe_pipeline.run.ranks import expert_ranks
+from scripts.testbed.fused import fuse
 from scripts.testbed.tasks.task import IGNORED, Task
 
 
@@ -201,6 +202,8 @@ def build(config: Config, task: Task, *, moe: bool) -> QuartetModel:
     network = task.network()
     if moe:
         _upcycle(network, config)
+    if config.fusion.enabled:
+        fuse(network)
     rival = config.rival if config.rival.enabled else None
     words = vocabulary(task.tokenizer) if config.bliss.enabled or rival is not None else None
     if not config.bliss.enabled:

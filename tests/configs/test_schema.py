@@ -52,7 +52,6 @@ def test_smoke_shrinks() -> None:
         ("trainer.save_every=70", "save_every: got 70, accepts a multiple of log_every=50"),
         ("trainer.deepspeed=zero2", "num_ranks=1"),
         ("trainer.threads=0", "threads: got 0"),
-        ("fusion.enabled=true", "generates no kernels"),
         ("model.num_heads=5", "num_heads: got 5, accepts a divisor of d_model=192"),
         ("model.kind=bert", "bliss=off"),
         ("model.dropout=1.0", "dropout: got 1.0"),

@@ -1,0 +1,66 @@
+"""Fused kernels inside a network that others made: `fusion` computes its attention, and `moe_pipeline`'s experts.
+
+R: rows sorted by expert, M: model width
+"""
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import moe_pipeline
+from fusion.experts import feed_forward
+from fusion.graph.activation import activation_of
+from fusion.hugging_face import NAME
+from fusion.plan.stages import Activation
+
+
+class FusedExperts(moe_pipeline.FeedForwardExperts):
+    """The experts of a layer as chains: the same parameters under the same names.
+
+    Args:
+        experts: Whose parameters and settings.
+        activation: Name of its activation.
+    """
+
+    def __init__(self, experts: moe_pipeline.FeedForwardExperts, activation: Activation) -> None:
+        nn.Module.__init__(self)
+        self.num_experts, self.gated, self.name = experts.num_experts, experts.gated, activation
+        self.up, self.activation, self.dropout, self.down = (
+            experts.up, experts.activation, experts.dropout, experts.down,
+        )  # fmt: skip
+
+    def forward(self, rows_RM: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Compute every row by the expert that owns it; with dropout between the maps, by torch.
+
+        Args:
+            rows_RM: Rows sorted by expert.
+            counts: Rows per expert, summing to R.
+
+        Returns:
+            rows_RM of results.
+        """
+        if self.training and self.dropout.p > 0:
+            return super().forward(rows_RM, counts)
+        up, down = self.up, self.down
+        return feed_forward(
+            rows_RM, counts, up.weight, up.bias, down.weight, down.bias, activation=self.name, gated=self.gated
+        )
+
+
+def fuse(network: PreTrainedModel) -> list[str]:
+    """Let chains compute a network's attention and its experts, in place; parameters and their names stay.
+
+    Args:
+        network: Of Hugging Face's library, dense or upcycled.
+
+    Returns:
+        Names of the layers whose experts are chains now.
+    """
+    network.set_attn_implementation(NAME)
+    names = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, moe_pipeline.MoELayer) and type(layer.experts) is moe_pipeline.FeedForwardExperts:
+            activation = activation_of(layer.experts.activation)
+            if activation is not None:
+                layer.experts = FusedExperts(layer.experts, activation).train(layer.training)
+                names.append(name)
+    return names
