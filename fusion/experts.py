@@ -58,8 +58,7 @@ def feed_forward(
 
     Source: not in the paper; the gated form is Shazeer (arXiv:2002.05202) equation 6.
     """
-    if (up_bias_EG is None) != (down_bias_EM is None):
-        raise ValueError("up_bias_EG and down_bias_EM: got one of them; accepted are both or none")
+    _check(rows_RM, counts, up_weight_EGM, up_bias_EG, down_weight_EMH, down_bias_EM, gated=gated)
     autocast = torch.is_autocast_enabled(rows_RM.device.type)
     dtype = torch.get_autocast_dtype(rows_RM.device.type) if autocast else up_weight_EGM.dtype
     given = {"A": rows_RM, "D": down_weight_EMH}
@@ -76,6 +75,45 @@ def feed_forward(
         tensors = [values[tensor.name] for tensor in chain.inputs]
         values[chain.output] = call_grouped(form_of(chain), tensors, counts, executor)
     return values[whole.output]
+
+
+def _check(
+    rows_RM: Tensor,
+    counts: Sequence[int],
+    up_weight_EGM: Tensor,
+    up_bias_EG: Tensor | None,
+    down_weight_EMH: Tensor,
+    down_bias_EM: Tensor | None,
+    *,
+    gated: bool,
+) -> None:
+    """Every tensor fits the rows, the counts and the hidden width that the second map reads."""
+    if (up_bias_EG is None) != (down_bias_EM is None):
+        raise ValueError("up_bias_EG and down_bias_EM: got one of them; accepted are both or none")
+    if down_weight_EMH.dim() != 3 or rows_RM.dim() != 2:
+        raise ValueError(
+            f"rows_RM and down_weight_EMH: got shapes {tuple(rows_RM.shape)} and {tuple(down_weight_EMH.shape)}; "
+            "accepted are (rows, model width) and (experts, model width, hidden width)"
+        )
+    num_experts, width, hidden = len(counts), rows_RM.shape[1], down_weight_EMH.shape[2]
+    first = 2 * hidden if gated else hidden
+    expected = {
+        "rows_RM": (rows_RM, (sum(counts), width)),
+        "up_weight_EGM": (up_weight_EGM, (num_experts, first, width)),
+        "up_bias_EG": (up_bias_EG, (num_experts, first)),
+        "down_weight_EMH": (down_weight_EMH, (num_experts, width, hidden)),
+        "down_bias_EM": (down_bias_EM, (num_experts, width)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name}: got shape {tuple(tensor.shape)}; accepted is {shape}, for counts={tuple(counts)}, rows of "
+                f"{width}, a hidden width of {hidden} and gated={gated}"
+            )
+        if tensor.device != rows_RM.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}; accepted is rows_RM's device, {rows_RM.device}")
 
 
 def _dtype_name(dtype: torch.dtype) -> DType:

@@ -59,8 +59,12 @@ def attention_forward(
     Returns:
         [Z, M, G R, H], contiguous, and None for the weights, which are never written out.
 
+    Raises:
+        ValueError: A tensor does not fit the query; the message names it.
+
     Source: not in the paper; the interface is transformers'.
     """
+    _check(query, key, value, attention_mask)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(query.shape[2] > 1 and attention_mask is None and causal)
     if causal and key.shape[2] > query.shape[2]:  # a cache that is not full yet
@@ -69,7 +73,7 @@ def attention_forward(
     reason = _obstacle(query, key, value, attention_mask, dropout, options)
     if not reason:
         form, tensors = _chain_of(query, key, value, attention_mask, scaling, causal=causal)
-        if torch.compiler.is_compiling() or is_run(form, tensors, DEFAULT):
+        if torch.compiler.is_compiling() or not query.numel() or is_run(form, tensors, DEFAULT):
             output_ZMGRH = call_chain(form, tensors, DEFAULT)
             return output_ZMGRH.reshape(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
         reason = "no kernel runs it on this device"
@@ -91,6 +95,28 @@ def register() -> None:
     masks = importlib.import_module("transformers.masking_utils")
     transformers.AttentionInterface.register(NAME, attention_forward)
     transformers.AttentionMaskInterface.register(NAME, masks.sdpa_mask)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    """Every tensor fits the query."""
+    for name, tensor in (("query", query), ("key", key), ("value", value), ("attention_mask", mask)):
+        if tensor is not None and tensor.dim() != 4:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; accepted are 4 dimensions, heads the second")
+        if tensor is not None and tensor.device != query.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}; accepted is the query's device, {query.device}")
+    batch, heads, _, width = query.shape
+    if key.shape[0] != batch or key.shape[3] != width or key.shape[1] == 0 or heads % key.shape[1]:
+        raise ValueError(
+            f"key: got shape {tuple(key.shape)}; accepted is ({batch}, a divisor of {heads}, keys, {width}), as the "
+            f"query has {tuple(query.shape)}"
+        )
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            f"value: got shape {tuple(value.shape)}; accepted is ({', '.join(map(str, key.shape[:3]))}, any)"
+        )
+    whole = (batch, heads, query.shape[2], key.shape[2])
+    if mask is not None and any(own not in (1, size) for own, size in zip(mask.shape, whole, strict=True)):
+        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}; accepted is what broadcasts to {whole}")
 
 
 def _torchs_attention() -> Any:
@@ -119,10 +145,8 @@ def _obstacle(
         return f"{', '.join(unknown)}: no stage of a chain"
     if query.dtype not in DTYPES.values() or not query.dtype == key.dtype == value.dtype:
         return f"dtypes {query.dtype}, {key.dtype}, {value.dtype}: accepted is one of {list(DTYPES.values())}"
-    if query.shape[1] % max(key.shape[1], 1):
-        return f"{query.shape[1]} query heads for {key.shape[1]} of keys"
-    if mask is not None and (mask.dim() != 4 or mask.requires_grad):
-        return "a mask that is learned, or of other than 4 dimensions"
+    if mask is not None and mask.requires_grad:
+        return "a mask that is learned"
     return ""
 
 

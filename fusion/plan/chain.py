@@ -4,6 +4,7 @@ What a search and an emitter ask of it are properties: the loops, the letters th
 sums over, what stands between the products, and the traffic with and without fusion.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -58,6 +59,11 @@ class Chain:
     @property
     def tensors(self) -> dict[str, str]:
         """Name -> letters that index it: the inputs, then every product's value."""
+        return dict(self._tensors)
+
+    @functools.cached_property
+    def _tensors(self) -> dict[str, str]:
+        """Found once: whoever runs a chain asks at every call."""
         tensors = {tensor.name: tensor.dims for tensor in self.inputs}
         for product in self.products:
             tensors[product.out] = product_dims(product, tensors, "".join(self.sizes))

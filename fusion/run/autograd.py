@@ -180,7 +180,7 @@ class _Backward:
             axis = self.plan.chain.tensors[segment.value].index(segment.delta_over)
             self.delta[segment.value] = (gradient.to(wide) * self.cores[segment.value].to(wide)).sum(axis)
         for step in segment.steps:
-            tensors = {name: self.tensor(segment, source, step.chain.shape(name)) for name, source in step.sources}
+            tensors = {name: self.tensor(segment, source, step.chain, name) for name, source in step.sources}
             part, letters = self.execute(step.chain, tensors), step.chain.tensors[step.chain.output]
             if step.summed:
                 part = part.sum([letters.index(letter) for letter in step.summed])
@@ -199,8 +199,8 @@ class _Backward:
             self.add(name, part)
         return gradient
 
-    def tensor(self, segment: Segment, source: Source, shape: tuple[int, ...]) -> Tensor:
-        """What a step of a segment reads."""
+    def tensor(self, segment: Segment, source: Source, chain: Chain, name: str) -> Tensor:
+        """What a chain of a segment reads under a name."""
         gradient = self.gradients[segment.value]
         match source.kind:
             case "input" | "value":
@@ -208,7 +208,7 @@ class _Backward:
             case "gradient":
                 return gradient
             case "ones":
-                return gradient.new_ones(shape)
+                return gradient.new_ones(chain.shape(name))
             case "neg_delta" | "neg_delta_rest" as kind:
                 return _part(kind, self.delta[segment.value], gradient.dtype)
             case kind:

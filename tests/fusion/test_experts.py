@@ -79,6 +79,30 @@ def test_what_does_not_fit_is_named(executor):
     experts = FeedForwardExperts(4, 6, 8).double()
     with pytest.raises(TypeError, match=r"rows_RM: computed in torch.float64; accepted are \[torch.float32"):
         fused(experts, "relu")(torch.randn(9, 6))
-    up, down = experts.up, experts.down
-    with pytest.raises(ValueError, match="up_bias_EG and down_bias_EM: got one of them; accepted are both or none"):
-        feed_forward(torch.randn(9, 6), COUNTS, up.weight, None, down.weight, down.bias, activation="relu")
+    up, down = experts.float().up, experts.down
+    given = [torch.randn(9, 6), COUNTS, up.weight, up.bias, down.weight, down.bias]
+    wrong = {
+        0: (torch.randn(8, 6), r"rows_RM: got shape \(8, 6\); accepted is \(9, 6\), for counts=\(3, 0, 5, 1\)"),
+        2: (up.weight[:, :7], r"up_weight_EGM: got shape \(4, 7, 6\); accepted is \(4, 8, 6\)"),
+        3: (up.bias[:3], r"up_bias_EG: got shape \(3, 8\); accepted is \(4, 8\)"),
+        4: (down.weight[:3], r"down_weight_EMH: got shape \(3, 6, 8\); accepted is \(4, 6, 8\)"),
+        5: (None, "up_bias_EG and down_bias_EM: got one of them; accepted are both or none"),
+    }
+    for place, (tensor, reason) in wrong.items():
+        with pytest.raises(ValueError, match=reason):
+            feed_forward(*given[:place], tensor, *given[place + 1 :], activation="relu")
+    with pytest.raises(ValueError, match="up_weight_EGM: got a tensor on meta; accepted is rows_RM's device, cpu"):
+        feed_forward(*given[:2], up.weight.to("meta"), *given[3:], activation="relu")
+
+
+def test_nan_stays_with_its_row_and_strides_are_fine(executor):
+    experts = FeedForwardExperts(4, 6, 8, activation="relu")
+    rows = torch.randn(6, 9).T
+    expected = fused(experts, "relu")(rows.contiguous())
+    assert_equal_up_to_rounding("strides", fused(experts, "relu")(rows), expected, roundings=64)
+    rows[4, 2] = float("nan")
+    found = fused(experts, "relu")(rows)
+    assert found[4].isnan().all()
+    assert not found[[0, 1, 2, 3, 5, 6, 7, 8]].isnan().any()
+    with torch.inference_mode():
+        assert torch.equal(fused(experts, "relu")(rows).isnan(), found.isnan())

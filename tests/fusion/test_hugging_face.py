@@ -163,3 +163,44 @@ def test_it_compiles_as_one_graph_with_other_sizes(executor):
         assert_equal_up_to_rounding("output", actual, expected, roundings=1024)
     actual.sum().backward()
     assert executor.ran
+
+
+def test_wrong_tensors_are_named(executor):
+    query, key, value = drawn()
+    mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
+    for given, reason in (
+        ((query[0], key, value, None), r"query: got shape \(4, 5, 8\); accepted are 4 dimensions"),
+        (
+            (query, key[:, :, :, :7], value, None),
+            r"key: got shape \(2, 2, 7, 7\); accepted is \(2, a divisor of 4, keys, 8",
+        ),
+        ((query[:, :3], key, value, None), r"key: got shape \(2, 2, 7, 8\); accepted is \(2, a divisor of 3"),
+        ((query, key, value[:, :, :6], None), r"value: got shape \(2, 2, 6, 8\); accepted is \(2, 2, 7, any\)"),
+        ((query, key, value, mask[..., :6]), r"attention_mask: got shape \(2, 1, 5, 6\); accepted is what broadcasts"),
+        ((query, key.to("meta"), value, None), "key: got a tensor on meta; accepted is the query's device, cpu"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            attention_forward(Layer(), *given)
+
+
+def test_empty_batches_strides_nan_and_inference_mode(executor):
+    query, key, value = drawn(kv_heads=4)
+    assert attention_forward(Layer(), query[:0], key[:0], value[:0], None)[0].shape == (0, 5, 4, 8)
+    strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (query, key, value)]
+    dense = attention_forward(Layer(), query, key, value, None)[0]
+    with torch.inference_mode():
+        found = attention_forward(Layer(), *strided, None)[0]
+    assert_equal_up_to_rounding("strides", found, dense, roundings=64)
+    query[1, 2, 3, 4] = float("nan")
+    found = attention_forward(Layer(), query, key, value, None)[0]
+    spelled_out = (query @ key.mT).softmax(-1) @ value  # torch's own kernel for CPUs loses the nan
+    assert torch.equal(found.isnan(), spelled_out.transpose(1, 2).isnan())
+
+
+def test_queries_without_keys_get_zeros_as_from_torch(executor):
+    query, key, value = drawn(kv_heads=4)
+    mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
+    mask[0, 0, 2] = False
+    output, _ = attention_forward(Layer(), query, key, value, mask)
+    assert not output[0, 2].any()
+    assert_equal_up_to_rounding("output", output, torchs(query, key, value, mask), roundings=64)

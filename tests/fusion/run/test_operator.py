@@ -61,7 +61,7 @@ def test_it_is_the_reference_with_its_gradients(name, executor, reference, refus
 
 
 @pytest.mark.parametrize("executor", ["reference", "refuses"])
-@pytest.mark.parametrize("name", ["attention", "mlp"])
+@pytest.mark.parametrize("name", ["attention", "mlp", "bf16"])
 def test_torch_accepts_the_operator(name, executor, reference, refuses):
     for requires_grad in (True, False):
         given = arguments(CHAINS[name], executor, requires_grad=requires_grad)
