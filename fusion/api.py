@@ -146,7 +146,7 @@ def _planned(traced: Trace, tensors: Sequence[Tensor], executor_for: ExecutorFor
     def execution_for(match: Match) -> Execution | str:
         return asked(match.chain, match.needs(differentiated))
 
-    choice = choose(traced.graph_module, execution_for)
+    choice = choose(traced.graph_module, execution_for, differentiated)
 
     def kernel_for(match: Match) -> Kernel:
         return lambda tensors: apply(match.chain, tensors, choice.executions[match.output].execute)

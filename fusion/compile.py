@@ -111,7 +111,7 @@ def fuse_graph(graph_module: GraphModule, executor: str = DEFAULT) -> tuple[Grap
     def execution_for(match: Match) -> Execution | str:
         return executor_for(sized(match), match.needs(differentiated), tensors[0].device)
 
-    choice = choose(symbols.concrete(original), execution_for)
+    choice = choose(symbols.concrete(original), execution_for, differentiated)
     text = _described(choice, sized)
     if not choice.found.matches:
         return graph_module, text

@@ -6,12 +6,13 @@ Source: not in the paper.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
 import torch
 from torch import Tensor
 
+from fusion.graph.activation import KNOWN
 from fusion.plan.chain import Chain, DType
 from fusion.plan.partition import last_alone, without_last
 from fusion.plan.stages import Activation
@@ -36,8 +37,8 @@ def feed_forward(
 ) -> Tensor:
     """down(activation(up(x))) of every row by its expert; gated, down(activation(first half) * second half).
 
-    What runs for an expert is one chain, or where the executor refuses that, as when gradients are needed and its
-    hidden values are better kept than computed again, one chain for each map.
+    What runs for an expert is one chain. Where the executor refuses that, each map is one; if gradients are needed the
+    activation is then torch's, which keeps what it was applied to instead of computing it again.
 
     Args:
         rows_RM: Rows sorted by expert; cast to the weights' dtype, or to autocast's where that is on.
@@ -61,20 +62,41 @@ def feed_forward(
     _check(rows_RM, counts, up_weight_EGM, up_bias_EG, down_weight_EMH, down_bias_EM, gated=gated)
     autocast = torch.is_autocast_enabled(rows_RM.device.type)
     dtype = torch.get_autocast_dtype(rows_RM.device.type) if autocast else up_weight_EGM.dtype
-    given = {"A": rows_RM, "D": down_weight_EMH}
-    halves = up_weight_EGM.unflatten(1, (2, -1)).unbind(1) if gated else (up_weight_EGM,)
-    given |= dict(zip(("B", "B_up"), halves, strict=False))
-    if up_bias_EG is not None and down_bias_EM is not None:
-        biases = up_bias_EG.unflatten(1, (2, -1)).unbind(1) if gated else (up_bias_EG,)
-        given |= dict(zip(("bias_C", "bias_C_up"), biases, strict=False)) | {"bias_E": down_bias_EM}
-    values = {name: tensor.to(dtype) for name, tensor in given.items()}
-    whole = _chain(activation, _dtype_name(dtype), gated=gated, bias=up_bias_EG is not None)
-    inputs = [values[tensor.name] for tensor in whole.inputs]
-    at_once = is_run_grouped(form_of(whole), inputs, counts, executor)
-    for chain in (whole,) if at_once else (without_last(whole), last_alone(whole)):
-        tensors = [values[tensor.name] for tensor in chain.inputs]
-        values[chain.output] = call_grouped(form_of(chain), tensors, counts, executor)
-    return values[whole.output]
+    rows_RM = rows_RM.to(dtype)
+    up_EGM, down_EMH = up_weight_EGM.to(dtype), down_weight_EMH.to(dtype)
+    up_EG, down_EM = (None if bias is None else bias.to(dtype) for bias in (up_bias_EG, down_bias_EM))
+    run = functools.partial(_run, counts=counts, executor=executor)
+    whole = _chain(activation, _dtype_name(dtype), gated=gated, bias=up_EG is not None)
+    halves = _halves(up_EGM, up_EG, gated=gated)
+    values = {"A": rows_RM, **halves, "D": down_EMH, "bias_E": down_EM}
+    if is_run_grouped(form_of(whole), _of(whole, values), counts, executor):
+        return run(whole, values)
+    linear = last_alone(whole)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows_RM, up_EGM, down_EMH)):
+        hidden_RG = run(linear, {"C": rows_RM, "D": up_EGM, "bias_E": up_EG})
+        first, *second = hidden_RG.chunk(2, dim=-1) if gated else (hidden_RG,)
+        hidden_RH = functools.reduce(torch.mul, second, KNOWN[activation](first))
+    else:
+        hidden_RH = run(without_last(whole), values)
+    return run(linear, {"C": hidden_RH, "D": down_EMH, "bias_E": down_EM})
+
+
+def _run(chain: Chain, values: Mapping[str, Tensor | None], *, counts: Sequence[int], executor: str) -> Tensor:
+    return call_grouped(form_of(chain), _of(chain, values), counts, executor)
+
+
+def _of(chain: Chain, values: Mapping[str, Tensor | None]) -> list[Tensor]:
+    found = [values[tensor.name] for tensor in chain.inputs]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _halves(weight_EGM: Tensor, bias_EG: Tensor | None, *, gated: bool) -> dict[str, Tensor | None]:
+    """The first map as inputs of the chain: two products where it is gated."""
+    if not gated:
+        return {"B": weight_EGM, "bias_C": bias_EG}
+    (first_EHM, second_EHM), biases = weight_EGM.unflatten(1, (2, -1)).unbind(1), (None, None)
+    first_EH, second_EH = biases if bias_EG is None else bias_EG.unflatten(1, (2, -1)).unbind(1)
+    return {"B": first_EHM, "bias_C": first_EH, "B_up": second_EHM, "bias_C_up": second_EH}
 
 
 def _check(

@@ -13,8 +13,8 @@ Source: not in the paper.
 
 import importlib
 import logging
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from fusion.run.operator import call_chain, is_run
 logger = logging.getLogger(__name__)
 
 NAME = "mcfuser"
-UNKNOWN = ("softcap", "position_bias", "s_aux", "cache", "output_attentions")  # options that no chain has
+UNKNOWN = ("softcap", "s_aux", "cache", "output_attentions")  # options that no chain has
 
 
 def attention_forward(
@@ -54,7 +54,8 @@ def attention_forward(
         dropout: Probability of dropping a weight; where it is not 0, torch computes.
         scaling: Of the scores; None is 1 / sqrt(K).
         is_causal: Whether queries take part with keys up to their own place, where there is no mask.
-        **options: What the library passes besides; what changes the result is left to torch.
+        **options: What the library passes besides: `position_bias` is added to the scores as a mask is, learned or not;
+            what else changes the result is left to torch.
 
     Returns:
         [Z, M, G R, H], contiguous, and None for the weights, which are never written out.
@@ -64,15 +65,17 @@ def attention_forward(
 
     Source: not in the paper; the interface is transformers'.
     """
-    _check(query, key, value, attention_mask)
+    bias = options.get("position_bias")
+    _check(query, key, value, attention_mask, bias)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(query.shape[2] > 1 and attention_mask is None and causal)
     if causal and key.shape[2] > query.shape[2]:  # a cache that is not full yet
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+        bias = None if bias is None else bias[..., : query.shape[2]]
     query, key, value = _cast(query, key, value)
-    reason = _obstacle(query, key, value, attention_mask, dropout, options)
+    reason = _obstacle(query, key, value, dropout, options)
     if not reason:
-        form, tensors = _chain_of(query, key, value, attention_mask, scaling, causal=causal)
+        form, tensors = _chain_of(query, key, value, (bias, attention_mask), scaling, causal=causal)
         if torch.compiler.is_compiling() or not query.numel() or is_run(form, tensors, DEFAULT):
             output_ZMGRH = call_chain(form, tensors, DEFAULT)
             return output_ZMGRH.reshape(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
@@ -97,9 +100,10 @@ def register() -> None:
     transformers.AttentionMaskInterface.register(NAME, masks.sdpa_mask)
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
     """Every tensor fits the query."""
-    for name, tensor in (("query", query), ("key", key), ("value", value), ("attention_mask", mask)):
+    masks = {"attention_mask": mask, "position_bias": bias}
+    for name, tensor in {"query": query, "key": key, "value": value, **masks}.items():
         if tensor is not None and tensor.dim() != 4:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; accepted are 4 dimensions, heads the second")
         if tensor is not None and tensor.device != query.device:
@@ -115,8 +119,9 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> No
             f"value: got shape {tuple(value.shape)}; accepted is ({', '.join(map(str, key.shape[:3]))}, any)"
         )
     whole = (batch, heads, query.shape[2], key.shape[2])
-    if mask is not None and any(own not in (1, size) for own, size in zip(mask.shape, whole, strict=True)):
-        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}; accepted is what broadcasts to {whole}")
+    for name, tensor in masks.items():
+        if tensor is not None and any(own not in (1, size) for own, size in zip(tensor.shape, whole, strict=True)):
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; accepted is what broadcasts to {whole}")
 
 
 def _torchs_attention() -> Any:
@@ -131,9 +136,7 @@ def _cast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
-def _obstacle(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, options: Mapping[str, Any]
-) -> str:
+def _obstacle(query: Tensor, key: Tensor, value: Tensor, dropout: float, options: Mapping[str, Any]) -> str:
     """Why no chain computes this, or nothing."""
     if dropout:
         return f"dropout={dropout} of the weights: set attention dropout to 0, or call eval()"
@@ -145,28 +148,33 @@ def _obstacle(
         return f"{', '.join(unknown)}: no stage of a chain"
     if query.dtype not in DTYPES.values() or not query.dtype == key.dtype == value.dtype:
         return f"dtypes {query.dtype}, {key.dtype}, {value.dtype}: accepted is one of {list(DTYPES.values())}"
-    if mask is not None and mask.requires_grad:
-        return "a mask that is learned"
     return ""
 
 
 def _chain_of(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, *, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    masks: Sequence[Tensor | None],
+    scaling: float | None,
+    *,
+    causal: bool,
 ) -> tuple[str, list[Tensor]]:
     """The form of the chain and its tensors; heads stand behind queries, as they do where the tensors come from."""
-    repeats = query.shape[1] // max(key.shape[1], 1)
+    repeats = query.shape[1] // key.shape[1]
     grouped = repeats > 1
     query_ZMGK = query.transpose(1, 2)
     tensors = [query_ZMGK.unflatten(2, (key.shape[1], repeats)) if grouped else query_ZMGK]
     tensors += [key.transpose(1, 2), value.transpose(1, 2)]
-    letters, is_boolean = "", False
-    if mask is not None:
-        is_boolean = mask.dtype == torch.bool
-        letters, narrow = _narrowed(mask if is_boolean else mask.to(query.dtype), query, key, grouped=grouped)
-        tensors.append(narrow)
+    stages: list[tuple[Literal["add", "mask"], str]] = []
+    for mask in masks:
+        if mask is not None:
+            is_boolean = mask.dtype == torch.bool
+            letters, narrow = _narrowed(mask if is_boolean else mask.to(query.dtype), query, key, grouped=grouped)
+            tensors.append(narrow)
+            stages.append(("mask" if is_boolean else "add", letters))
     scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
-    dtype = str(query.dtype)
-    return _form(scale, letters, dtype, grouped=grouped, is_boolean=is_boolean, causal=causal), tensors
+    return _form(scale, tuple(stages), str(query.dtype), grouped=grouped, causal=causal), tensors
 
 
 def _narrowed(mask: Tensor, query: Tensor, key: Tensor, *, grouped: bool) -> tuple[str, Tensor]:
@@ -183,13 +191,15 @@ def _narrowed(mask: Tensor, query: Tensor, key: Tensor, *, grouped: bool) -> tup
 
 
 @torch.compiler.assume_constant_result
-def _form(scale: float, letters: str, dtype: str, *, grouped: bool, is_boolean: bool, causal: bool) -> str:
+def _form(
+    scale: float, masks: tuple[tuple[Literal["add", "mask"], str], ...], dtype: str, *, grouped: bool, causal: bool
+) -> str:
     heads = "GR" if grouped else "G"
     inputs = [Input("A", f"ZM{heads}K"), Input("B", "ZNGK"), Input("D", "ZNGH")]
     stages: list[Stage] = [MatMul("C", "A", "B", over="K"), Elementwise("C", "mul", scale)]
-    if letters:
-        inputs.append(Input("keep" if is_boolean else "mask", letters))
-        stages.append(Elementwise("C", "mask" if is_boolean else "add", inputs[-1].name))
+    for number, (operation, letters) in enumerate(masks):
+        inputs.append(Input(f"{'keep' if operation == 'mask' else 'mask'}{number or ''}", letters))
+        stages.append(Elementwise("C", operation, inputs[-1].name))
     if causal:
         stages.append(Causal("C", row="M", column="N"))
     stages += [Softmax("C", over="N"), MatMul("E", "C", "D", over="N")]

@@ -3,7 +3,7 @@
 Source: our definition (MCFuser, arXiv:2506.22169, fuses every chain that it finds).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,17 @@ class Choice:
         return "\n".join([str(self.found), *how])
 
 
-def choose(graph_module: GraphModule, execution_for: Callable[[Match], Execution | str]) -> Choice:
+def choose(
+    graph_module: GraphModule,
+    execution_for: Callable[[Match], Execution | str],
+    differentiated: Container[str] = (),
+) -> Choice:
     """Find the chains of a graph that something runs.
 
     Args:
         graph_module: As `trace` makes it.
         execution_for: Gives for a chain what runs it, or the reason why nothing does.
+        differentiated: Names of nodes whose tensors need a gradient.
 
     Returns:
         The choice.
@@ -41,7 +46,7 @@ def choose(graph_module: GraphModule, execution_for: Callable[[Match], Execution
     refused: dict[str, str] = {}
     known: dict[Any, Execution | str] = {}
     while True:
-        found = find(graph_module, apart)
+        found = find(graph_module, apart, differentiated)
         executions: dict[str, Execution] = {}
         for match in found.matches:
             key = match.output, match.chain, match.bindings

@@ -5,7 +5,7 @@ A chain may begin anew where it cannot go on, so every product is in at most one
 Source: our definition (the paper's front end is TVM's, and how it partitions a graph is not in our sources).
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
@@ -15,6 +15,7 @@ from fusion.graph.draft import CutError
 from fusion.graph.products import PRODUCTS, Attention, Product
 from fusion.graph.reader import read
 from fusion.graph.uses import Uses, barrier
+from fusion.plan.gradient import is_passed_on
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,31 @@ class Found:
         return "\n".join([*lines, *(f"not fused: {decline}" for decline in self.declines)])
 
 
-def find(graph_module: GraphModule, apart: Mapping[str, str] | None = None) -> Found:
+def find(
+    graph_module: GraphModule, apart: Mapping[str, str] | None = None, differentiated: Container[str] = ()
+) -> Found:
     """Find the chains of a graph.
 
     Args:
         graph_module: As `trace` makes it.
         apart: Names of nodes that must be written out -> why.
+        differentiated: Names of nodes whose tensors need a gradient. A product by itself then ends where a gradient
+            needs its value: kept, it is not computed again.
 
     Returns:
         Chains, those of one product with what stands behind it among them, and the reasons for the rest.
     """
     nodes = list(graph_module.graph.nodes)
     reasons = apart or {}
-    search = _Search(nodes, {node: reasons[node.name] for node in nodes if node.name in reasons})
+    search = _Search(nodes, {node: reasons[node.name] for node in nodes if node.name in reasons}, differentiated)
     for node in reversed(nodes):
         search.product(node)
     return Found(tuple(search.matches), tuple(dict.fromkeys(search.declines)))
 
 
 class _Search:
-    def __init__(self, nodes: list[Node], apart: dict[Node, str]) -> None:
-        self.uses, self.apart = Uses(nodes), apart
+    def __init__(self, nodes: list[Node], apart: dict[Node, str], differentiated: Container[str]) -> None:
+        self.uses, self.apart, self.differentiated = Uses(nodes), apart, differentiated
         self.matches: list[Match] = []
         self.declines = [Decline(node.name, reason) for node, reason in apart.items()]
         self.taken: set[str] = set()
@@ -79,9 +84,11 @@ class _Search:
         for root in self.ends(node):
             try:
                 found = self.chain(root, node)
-                break
             except CutError as error:
                 reason = error.reason
+                continue
+            if root is node or not self.is_better_kept(found[0]):
+                break
         if found is None:
             self.declines.append(Decline(node.name, reason))
             return
@@ -91,6 +98,12 @@ class _Search:
         self.matches.append(match)
         self.taken |= set(match.covered)
         self.read |= {binding.node for binding in match.bindings}
+
+    def is_better_kept(self, match: Match) -> bool:
+        """Whether a product by itself would be computed again for the gradient of a stage behind it."""
+        chain = match.chain
+        alone = len(chain.products) == 1 and bool(match.needs(self.differentiated))
+        return alone and not all(map(is_passed_on, chain.epilogue(chain.output)))
 
     def ends(self, node: Node) -> Iterator[Node]:
         """Where a chain with this last product may end, the farthest first."""

@@ -187,13 +187,16 @@ def _segment(chain: Chain, stored: frozenset[str], wanted: set[str], value: str,
     segment = Segment(value, _forward(chain, stored, region), tail, tail_needs, steps)
     if segment.needs_lse and sum(isinstance(stage, Softmax) for stage in segment.forward.stages) > 1:
         raise GradientError(f"two softmaxes before {value!r}, one log-sum-exp: give one of them a chain of its own")
-    is_passed_on = all(_is_passed_on(stage) for stage in tail)
-    needs_forward = is_read or segment.needs_lse or (value in wanted and not is_passed_on)
+    needs_forward = is_read or segment.needs_lse or (value in wanted and not all(map(is_passed_on, tail)))
     return replace(segment, needs_forward=needs_forward)
 
 
-def _is_passed_on(stage: Stage) -> bool:
-    """Whether the gradient goes past a stage without the value that it changes."""
+def is_passed_on(stage: Stage) -> bool:
+    """Whether the gradient goes past a stage without the value that it changes.
+
+    Args:
+        stage: Any but a product.
+    """
     return isinstance(stage, Elementwise) and (stage.operation == "add" or isinstance(stage.operand, float))
 
 

@@ -15,6 +15,7 @@ from fusion.run.winner import WinnerError, decode_chain, encode_chain
 MAX_FORMS = 1024  # kept decoded; a model has a few
 
 
+@functools.lru_cache(maxsize=MAX_FORMS)
 def form_of(chain: Chain) -> str:
     """The form of a chain.
 

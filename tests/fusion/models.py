@@ -10,6 +10,8 @@ from transformers import (
     LlamaForCausalLM,
     MarianConfig,
     MarianMTModel,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
 )
@@ -74,6 +76,11 @@ def marian(**options):
 def llama(**options):
     config = LlamaConfig(vocab_size=40, num_key_value_heads=1, use_cache=False, **WIDTHS, **options)
     return LlamaForCausalLM(config)
+
+
+def t5(**options):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    return T5ForConditionalGeneration(T5Config(vocab_size=40, **sizes, **options))
 
 
 def translated(batch=2, length=6):

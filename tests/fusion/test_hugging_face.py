@@ -9,7 +9,7 @@ from fusion.hugging_face import NAME, _Said, attention_forward
 from fusion.run.executor import triton_executor
 from fusion.run.executors import DEFAULT, executors
 from tests.fusion.counted import Executor
-from tests.fusion.models import WIDTHS, bert, llama, marian, padded, tensor_of, tokens, translated
+from tests.fusion.models import WIDTHS, bert, llama, marian, padded, t5, tensor_of, tokens, translated
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def results(model, arguments):
 
 @pytest.mark.parametrize(
     ("make", "arguments"),
-    [(bert, padded), (bert, tokens), (llama, padded), (llama, tokens), (marian, translated)],
-    ids=["BERT, padded", "BERT", "Llama, padded", "Llama", "Marian"],
+    [(bert, padded), (bert, tokens), (llama, padded), (llama, tokens), (marian, translated), (t5, translated)],
+    ids=["BERT, padded", "BERT", "Llama, padded", "Llama", "Marian", "T5, which learns a bias"],
 )
 def test_models_learn_as_they_did(make, arguments, executor):
     model, plain = pair(make)
@@ -204,3 +204,8 @@ def test_queries_without_keys_get_zeros_as_from_torch(executor):
     output, _ = attention_forward(Layer(), query, key, value, mask)
     assert not output[0, 2].any()
     assert_equal_up_to_rounding("output", output, torchs(query, key, value, mask), roundings=64)
+
+
+def test_models_export_with_the_operator(executor):
+    exported = torch.export.export(llama(attn_implementation=NAME).eval(), (), tokens())
+    assert torch.ops.mcfuser.chain.default in [node.target for node in exported.graph.nodes]

@@ -81,6 +81,17 @@ def test_a_product_by_itself_is_a_chain_with_what_stands_behind_it():
     assert (match.output, len(match.chain.products), len(match.chain.stages)) == ("relu", 1, 3)
 
 
+def test_a_product_whose_value_a_gradient_needs_ends_there():
+    def function(x, a, b):
+        return functional.gelu(functional.linear(x, a.T, b[:, 0]) * 2)
+
+    graph_module = trace(function, [X, A, B], {}).graph_module
+    (free,) = find(graph_module).matches
+    (kept,) = find(graph_module, differentiated={"arg0_1"}).matches
+    (unrelated,) = find(graph_module, differentiated={"gelu"}).matches
+    assert (free.output, kept.output, unrelated.output) == ("gelu", "mul", "gelu")
+
+
 def test_chains_are_found_beside_what_writes_and_casts():
     def function(x, a, b):
         with torch.autocast("cpu", enabled=False):
