@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fusion.graph import Choice, Match, Symbols, choose, needs_gradient, replace_by_operator, simplify
 from fusion.plan.chain import Chain
@@ -23,6 +23,8 @@ from fusion.run.executors import DEFAULT, executors
 from fusion.run.form import form_of, of_sizes
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 
 
 class Backend:
@@ -95,6 +97,9 @@ def fuse_graph(graph_module: GraphModule, executor: str = DEFAULT) -> tuple[Grap
     Source: not in the paper.
     """
     executor_for = executors.get(executor)
+    inner = [node for node in graph_module.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
+    if inner:
+        return graph_module, "\n".join(_fuse_inside(graph_module, node, executor) for node in inner)
     values = [node.meta.get("example_value") for node in graph_module.graph.find_nodes(op="placeholder")]
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors or any(isinstance(parameter, Tensor) for parameter in graph_module.parameters()):
@@ -116,6 +121,17 @@ def fuse_graph(graph_module: GraphModule, executor: str = DEFAULT) -> tuple[Grap
     if not choice.found.matches:
         return graph_module, text
     return replace_by_operator(original, choice.found, symbols, executor, differentiated), text
+
+
+def _fuse_inside(graph_module: GraphModule, node: Node, executor: str) -> str:
+    """Fuse what a checkpoint computes again; a graph that holds others is not looked at itself."""
+    name = str(node.args[0].target) if isinstance(node.args[0], Node) else ""
+    body = graph_module.get_submodule(name) if node.target is CHECKPOINT else None
+    if not isinstance(body, GraphModule):
+        return f"not fused: {node.target} holds a graph of its own: compile the parts around it by themselves"
+    fused, text = fuse_graph(body, executor)
+    graph_module.set_submodule(name, fused)
+    return f"inside {node.name}, and nothing beside it\n{text}"
 
 
 def traced(graph_module: GraphModule, values: Sequence[Any]) -> GraphModule:

@@ -108,7 +108,8 @@ class _Fused(torch.autograd.Function):
         num_inputs = len(ctx.plan.chain.inputs)
         if upstream is None:
             return (None,) * (2 + num_inputs)
-        inputs, saved = ctx.saved_tensors[:num_inputs], ctx.saved_tensors[num_inputs:]
+        kept = ctx.saved_tensors  # once: a checkpoint refuses to compute them twice
+        inputs, saved = kept[:num_inputs], kept[num_inputs:]
         found = backwards(ctx.plan, ctx.execute, inputs, saved, upstream)
         if torch.is_grad_enabled():  # create_graph=True: say no when it is used, and only then
             found = {name: _Last.apply(gradient, upstream, *inputs) for name, gradient in found.items()}

@@ -112,7 +112,8 @@ class _Grouped(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         inputs = read_form(ctx.form).inputs
-        tensors, kept = ctx.saved_tensors[: len(inputs)], list(ctx.saved_tensors[len(inputs) :])
+        every = ctx.saved_tensors  # once: a checkpoint refuses to compute them twice
+        tensors, kept = every[: len(inputs)], list(every[len(inputs) :])
         wanted = [index for index, need in enumerate(ctx.needs) if need == "1"]
         found: dict[int, Tensor] = {index: torch.empty_like(tensors[index]) for index in wanted}
         into = _groups(ctx.form, [found.get(index, tensor) for index, tensor in enumerate(tensors)], ctx.counts)

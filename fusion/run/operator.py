@@ -192,7 +192,8 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _differentiate(ctx: Any, gradients_of: Sequence[Tensor | None]) -> tuple[list[Tensor | None], None, None, None]:
-    saved, tensors = ctx.saved_tensors[: ctx.num_kept], ctx.saved_tensors[ctx.num_kept :]
+    kept = ctx.saved_tensors  # once: a checkpoint computes them again for whoever asks, and refuses to do it twice
+    saved, tensors = kept[: ctx.num_kept], kept[ctx.num_kept :]
     gradient = gradients_of[0]
     if gradient is None:
         return [None] * len(tensors), None, None, None

@@ -10,6 +10,7 @@ import torch
 from closeness import assert_all_close, assert_equal_up_to_rounding
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fusion import report
 from fusion.compile import Backend, mcfuser
@@ -136,6 +137,40 @@ def test_writes_and_casts_in_a_model_are_no_obstacle(executor):
     with torch.no_grad():
         assert_equal_up_to_rounding("output", compiled(model)(x), model(x), roundings=512)
     assert executor.ran
+
+
+class Checkpointed(Block):
+    """Computes its inside again in the backward pass."""
+
+    def forward(self, x):
+        return self.down(checkpoint(lambda y: functional.gelu(self.up(y)), x, use_reentrant=False)).cumsum(0)
+
+
+class Branching(Block):
+    """Holds graphs of its own."""
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda y: self.down(self.up(y)), lambda y: y * 2, (x,))
+
+
+@pytest.mark.parametrize("rest", ["eager", "aot_eager"])
+def test_what_is_computed_again_is_fused_inside(rest, executor):
+    model, x, backend = Checkpointed(), torch.randn(5, 8), Backend()
+    call = compiled(model, rest=rest, backend=backend)
+    actual, expected = (
+        torch.autograd.grad(f(x).square().sum(), (model.up.weight, model.down.bias)) for f in (call, model)
+    )
+    for one, other in zip(actual, expected, strict=True):
+        assert_equal_up_to_rounding("gradient", one, other, roundings=512)
+    assert "inside tag_activation_checkpoint, and nothing beside it\nfused 1 x" in backend.report()
+    assert executor.ran
+
+
+def test_graphs_inside_of_a_graph_are_left_alone(executor):
+    model, x, backend = Branching(), torch.randn(5, 8), Backend()
+    assert_equal_up_to_rounding("output", compiled(model, backend=backend)(x), model(x), roundings=512)
+    assert "not fused: cond holds a graph of its own: compile the parts around it" in backend.report()
+    assert not executor.asked
 
 
 def test_dropout_stays_random_and_outside(executor):

@@ -209,3 +209,12 @@ def test_queries_without_keys_get_zeros_as_from_torch(executor):
 def test_models_export_with_the_operator(executor):
     exported = torch.export.export(llama(attn_implementation=NAME).eval(), (), tokens())
     assert torch.ops.mcfuser.chain.default in [node.target for node in exported.graph.nodes]
+
+
+def test_gradient_checkpointing_gives_the_same(executor):
+    model, plain = pair(llama)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    given = tokens()
+    model.train()
+    actual, expected = results(model, given), results(plain.train(), given)
+    assert_all_close(actual, expected, results(plain.double(), given))

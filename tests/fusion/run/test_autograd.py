@@ -3,6 +3,7 @@ import torch
 from closeness import FUSED_FACTOR, ORDER_FACTOR, assert_all_close, assert_close, assert_equal_up_to_rounding
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from fusion.plan import Chain, Dim, Elementwise, Input, MatMul, Softmax, attention, gemm_chain, mlp
 from fusion.plan.derived import GradientError
@@ -377,3 +378,11 @@ def test_gradients_of_triton_kernels_of_random_chains_and_schedules(chain, seed)
         assert_fused_gradients(chain, seed, None)
     else:
         assert_fused_gradients(chain, seed, FUSED_FACTOR if chain.dtype == "fp16" else ORDER_FACTOR)
+
+
+def test_a_checkpoint_around_a_chain_gives_the_same():
+    tensors = {name: x.float().requires_grad_() for name, x in draw(attention(M=5, N=7, K=4)).items()}
+    chain = attention(M=5, N=7, K=4)
+    outputs = [checkpoint(apply, chain, tensors, execute, use_reentrant=False), apply(chain, tensors, execute)]
+    first, second = (torch.autograd.grad(output.square().sum(), tensors.values()) for output in outputs)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from closeness import assert_all_close, assert_equal_up_to_rounding
+from torch.utils.checkpoint import checkpoint
 
 from fusion import mlp
 from fusion.run.executors import executors
@@ -81,6 +82,13 @@ def test_what_does_not_fit_is_named(executor):
         call_grouped(FORM, given, (3, 0, 5), "grouped")
     with pytest.raises(ValueError, match=r"tensors\['B_up'\] has shape \(4, 8, 6\); counts=\(9,\) makes it 1 groups"):
         call_grouped(FORM, given, (9,), "grouped")
+
+
+def test_a_checkpoint_around_it_gives_the_same(executor):
+    tensors = drawn()
+    expected = results(grouped(), tensors)
+    actual = results(lambda **t: checkpoint(grouped(), use_reentrant=False, **t), tensors)
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_gradients_are_not_differentiated_again(executor):
