@@ -213,7 +213,7 @@ def test_models_export_with_the_operator(executor):
 
 def test_gradient_checkpointing_gives_the_same(executor):
     model, plain = pair(llama)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     given = tokens()
     model.train()
     actual, expected = results(model, given), results(plain.train(), given)
