@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from fusion.graph import Choice, Match, Symbols, choose, needs_gradient, replace_by_operator, simplify
 from fusion.plan.chain import Chain
@@ -147,11 +147,33 @@ def traced(graph_module: GraphModule, values: Sequence[Any]) -> GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
-    tracer = make_fx(graph_module, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)
+    tracer = make_fx(_casting(graph_module), tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)
     with mode:
         made = tracer(*(value.detach() if isinstance(value, Tensor) else value for value in values))
     simplify(made)
     return made
+
+
+def _casting(graph_module: GraphModule) -> GraphModule:
+    """The graph with autocast as Python contexts: those take effect while they are traced, Dynamo's calls do not."""
+    graph = Graph()
+    graph.output(graph.graph_copy(graph_module.graph, {}))
+    for node in graph.nodes:
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            node.target = _enter
+        elif node.target is torch.amp.autocast_mode._exit_autocast:
+            node.target = _exit
+    return GraphModule(graph_module, graph)
+
+
+def _enter(*settings: Any) -> torch.autocast:
+    context = torch.autocast(*settings)
+    context.__enter__()
+    return context
+
+
+def _exit(context: torch.autocast) -> None:
+    context.__exit__(None, None, None)
 
 
 def _described(choice: Choice, sized: Callable[[Match], Chain]) -> str:

@@ -6,6 +6,7 @@ a C++ one get their gradients from the same plan (fusion.plan.gradient).
 Source: our definition (MCFuser, arXiv:2506.22169, has no backward).
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, overload
 
@@ -56,8 +57,11 @@ def apply(chain: Chain, tensors: Mapping[str, Tensor], execute: Execute) -> Tens
     needs = frozenset(name for name in names if torch.is_grad_enabled() and tensors[name].requires_grad)
     if not needs:
         return execute(chain, tensors)
-    output: Tensor = _Fused.apply(gradients(chain, needs), execute, *(tensors[name] for name in names))
+    output: Tensor = _Fused.apply(_planned(chain, needs), execute, *(tensors[name] for name in names))
     return output
+
+
+_planned = functools.lru_cache(maxsize=1024)(gradients)  # a model has a few, and asks at every call
 
 
 def forwards(plan: Gradients, execute: Execute, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

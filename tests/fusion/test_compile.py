@@ -139,6 +139,22 @@ def test_writes_and_casts_in_a_model_are_no_obstacle(executor):
     assert executor.ran
 
 
+def test_autocast_inside_a_model_keeps_its_dtypes(executor):
+    class Model(Block):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.down(functional.gelu(self.up(x)))
+            return y, self.down(functional.relu(self.up(x)))
+
+    model, x = Model(), torch.randn(5, 8)
+    call = compiled(model)
+    for actual, expected in zip(call(x), model(x), strict=True):
+        assert_equal_up_to_rounding("output", actual, expected, roundings=64)
+    assert [chain.dtype for chain in executor.ran] == ["bf16", "fp32"]
+    sum(output.float().sum() for output in call(x)).backward()
+    assert model.up.weight.grad.dtype == torch.float32
+
+
 class Checkpointed(Block):
     """Computes its inside again in the backward pass."""
 
