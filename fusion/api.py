@@ -19,7 +19,8 @@ from fusion.graph import Kernel, Match, Trace, choose, replace, trace
 from fusion.graph.outside import outside_tensors
 from fusion.plan.chain import Chain
 from fusion.run.autograd import apply
-from fusion.run.executor import Execution, ExecutorFor, triton_executor
+from fusion.run.executor import Execution, ExecutorFor
+from fusion.run.planned import planned_executor
 
 
 def fuse(
@@ -39,8 +40,8 @@ def fuse(
         function: What to fuse. A module's own method may be fused in place: `m.forward = fuse(m.forward)`.
         device: What to plan for, as `fusion.plan.device.load_device` takes it; None is what the tensors are on.
         cache_folder: Where winners are kept between runs; None is `fusion.run.cache.default_folder()`.
-        executor_for: Gives for a chain what runs it, or the reason why nothing does; None plans Triton kernels, which
-            need tensors on a GPU, or TRITON_INTERPRET=1.
+        executor_for: Gives for a chain what runs it, or the reason why nothing does; None plans kernels for the device
+            that the tensors are on: C++ on a CPU, Triton on a GPU.
 
     Returns:
         A `Fused`: called as the function is, with the same results but for the order of sums, and zeros where a softmax
@@ -53,7 +54,7 @@ def fuse(
     """
     if function is None:
         return functools.partial(fuse, device=device, cache_folder=cache_folder, executor_for=executor_for)
-    return Fused(function, executor_for or triton_executor(device, cache_folder))
+    return Fused(function, executor_for or planned_executor(device, cache_folder))
 
 
 @dataclasses.dataclass(frozen=True)

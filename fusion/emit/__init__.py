@@ -1,6 +1,6 @@
-"""A schedule as text: pure functions from (chain, schedule) to the source of a Triton kernel.
+"""A schedule as text: pure functions from (chain, schedule) to the source of a kernel, in Triton or in C++.
 
-tiles, arithmetic -> softmax, causal -> statements -> nest -> triton
+tiles, arithmetic -> softmax, causal -> statements -> nest -> triton; cpp
 
     tiles.py       a tile's variables, addresses and masks
     arithmetic.py  the stages between products, line by line
@@ -9,4 +9,5 @@ tiles, arithmetic -> softmax, causal -> statements -> nest -> triton
     statements.py  load, compute, finish and store a tile
     nest.py        loops
     triton.py      the module: emit(chain, schedule) -> Kernel
+    cpp/           the same for a CPU
 """

@@ -10,6 +10,8 @@ chain -> expressions -> schedules -> the space that the rules leave -> the winne
     statements.py          loads, computes, finishes and stores, and what each depends on
     placement.py           where each statement stands: the loops and statements of a block
     schedule.py            an expression with tile sizes, warps and stages
+    interval.py            intervals of sizes that share a plan
+    orientation.py         which letter of a value a CPU's vectors lie along
     device.py              what a machine can do, from devices/*.json
     traffic.py             the bytes that a program moves and the flops that it does, exactly
     dots.py                which values stay in registers between two products
@@ -21,6 +23,7 @@ chain -> expressions -> schedules -> the space that the rules leave -> the winne
     footprint.py           shared memory of any device; warps and stages
     space.py               the candidates that are left, and the count after each rule
     performance_model.py   the time of a schedule by the paper's model
+    cpu_model.py           the time of a schedule on a CPU, by its register blocks
     search.py              the fastest of them: Algorithm 1, and random and exhaustive search as references
     derived.py             one gradient of a chain, as a chain again
     gradient.py            the chains of all gradients that are asked for

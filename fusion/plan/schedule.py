@@ -26,6 +26,8 @@ class Schedule:
     """Warps of a block; a CPU has none."""
     num_stages: int = 1
     """Tiles of a loop's loads that are on their way at once; 1 is no pipeline."""
+    micro: tuple[int, int] = (6, 4)
+    """Of a CPU: rows, and vectors of columns, of the sums that a core keeps in registers."""
 
     def __str__(self) -> str:
         tiles = " ".join(f"{letter.lower()}{size}" for letter, size in self.tiles)

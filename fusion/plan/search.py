@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fusion.plan.chain import Chain
+from fusion.plan.cpu_model import CpuModel, best_micro
 from fusion.plan.device import Device
 from fusion.plan.performance_model import PerformanceModel, Prediction
 from fusion.plan.placement import Program
@@ -189,7 +190,7 @@ class _Trials:
 
     def __init__(self, space: Space, measure: Measure | None, pipeline: Pipeline, shared_bytes: SharedBytes) -> None:
         self.space, self.measure, self.pipeline, self.shared_bytes = space, measure, pipeline, shared_bytes
-        self.model = PerformanceModel(space.chain, space.device)
+        self.model = (CpuModel if space.device.kind == "cpu" else PerformanceModel)(space.chain, space.device)
         self.predictions: dict[_Candidate, Prediction] = {}
         self.done: dict[_Candidate, str | None] = {}
         self.kernels: dict[tuple[Program, tuple[int, ...]], str | None] = {}
@@ -241,6 +242,8 @@ class _Trials:
             return None
         warps, stages = self.pipeline(chain, plain, device)
         schedule = replace(plain, num_warps=warps, num_stages=stages)
+        if device.kind == "cpu":
+            schedule = replace(schedule, micro=best_micro(chain, schedule, device))
         shared = shared_limit(chain, schedule, device, self.shared_bytes)
         refusal = shared or register_limit(chain, schedule, device)
         outcome = None if self.measure is None or refusal else self.measure(schedule)

@@ -10,14 +10,13 @@ import hashlib
 import json
 import logging
 import math
-import secrets
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusion.plan.prune import tile_sizes
+from fusion.run.files import write_whole
 from fusion.run.loader import cache_root
 from fusion.run.winner import Key, Winner, WinnerError, code_version, decode, encode, encode_key
 
@@ -73,7 +72,7 @@ class Cache:
         path, content = self._path(key), encode(key, winner)
         decode(content)
         try:
-            _write(path, json.dumps(content, indent=1))
+            write_whole(path, json.dumps(content, indent=1))
         except OSError as error:
             logger.warning("%s cannot be written, so the next process searches again: %s", path, error)
 
@@ -115,7 +114,7 @@ class Cache:
             OSError: It cannot be written.
         """
         entries = [encode(*entry) for entry in self._entries() if entry[0].code == code_version()]
-        _write(Path(path), json.dumps({"code": code_version(), "entries": entries}, indent=1))
+        write_whole(Path(path), json.dumps({"code": code_version(), "entries": entries}, indent=1))
         return len(entries)
 
     def import_(self, path: str | Path) -> int:
@@ -190,18 +189,6 @@ def _parsed(path: Path, max_bytes: int) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of the decoder, of json, and of integers with too many digits
         raise WinnerError(f"is not JSON: {error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _hash(key: Key) -> str:

@@ -19,8 +19,9 @@ from fusion.plan.derived import GradientError
 from fusion.plan.gradient import Gradients, gradients
 from fusion.run.autograd import Execute
 from fusion.run.check import DTYPES
-from fusion.run.executor import Execution, ExecutorFor, triton_executor
+from fusion.run.executor import Execution, ExecutorFor
 from fusion.run.form import of_sizes, read_form, sizes_of
+from fusion.run.planned import planned_executor
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Executors:
 
     def __init__(self) -> None:
         """The default one."""
-        self._by_name: dict[str, ExecutorFor] = {DEFAULT: triton_executor()}
+        self._by_name: dict[str, ExecutorFor] = {DEFAULT: planned_executor()}
         self._reasons: set[str] = set()
         self._lock = threading.RLock()
         self.call = functools.lru_cache(maxsize=MAX_CALLS)(self._call)

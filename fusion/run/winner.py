@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fusion.plan.chain import Chain
+from fusion.plan.cpu_model import MICRO_KERNELS
 from fusion.plan.prune import repeated_finish, split_softmax, tile_sizes
 from fusion.plan.schedule import Schedule, schedule
 from fusion.plan.stages import Causal, Dim, Elementwise, Input, MatMul, Softmax, Stage
@@ -140,6 +141,7 @@ def encode(key: Key, winner: Winner) -> dict[str, Any]:
             "tiles": dict(plan.tiles),
             "num_warps": plan.num_warps,
             "num_stages": plan.num_stages,
+            "micro": list(plan.micro),
             "predicted_us": winner.predicted_us,
             "measured_us": winner.measured_us,
         },
@@ -160,7 +162,7 @@ def decode(content: object) -> tuple[Key, Winner]:
     """
     entry = _object(content, "entry", {"key": dict, "winner": dict})
     key = _decode_key(entry["key"])
-    kinds = {"expression": str, "tiles": dict, "num_warps": int, "num_stages": int}
+    kinds = {"expression": str, "tiles": dict, "num_warps": int, "num_stages": int, "micro": list}
     fields = _object(entry["winner"], "winner", {**kinds, "predicted_us": None, "measured_us": None})
     chain = key.chain
     if sorted(fields["tiles"]) != sorted(chain.loops):
@@ -171,6 +173,9 @@ def decode(content: object) -> tuple[Key, Winner]:
             raise WinnerError(f"winner: a tile of {tile!r} for {letter}={size}; accepted are {tile_sizes(size)}")
     if fields["num_warps"] not in WARPS or not 1 <= fields["num_stages"] <= MAX_STAGES_AHEAD:
         raise WinnerError(f"winner: {fields['num_warps']} warps and {fields['num_stages']} stages")
+    micro = tuple(fields["micro"])
+    if micro not in MICRO_KERNELS:
+        raise WinnerError(f"winner: a register block of {micro}; accepted are {MICRO_KERNELS}")
     try:
         plan = schedule(
             chain,
@@ -179,6 +184,7 @@ def decode(content: object) -> tuple[Key, Winner]:
             num_warps=fields["num_warps"],
             num_stages=fields["num_stages"],
         )
+        plan = dataclasses.replace(plan, micro=micro)
     except (ValueError, RecursionError) as error:
         raise WinnerError(f"winner: {error}") from error
     program = plan.program(chain)

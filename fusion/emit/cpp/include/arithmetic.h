@@ -1,0 +1,66 @@
+// Functions of a vector, to about an ulp of fp32; NaN stays NaN.
+#pragma once
+#include "vector.h"
+
+namespace fusion {
+
+const float INF = __builtin_inff();
+
+inline V polynomial(V x, const float* coefficients, int degree) {
+  V y = splat(coefficients[degree]);
+  for (int i = degree - 1; i >= 0; --i) y = fma(y, x, splat(coefficients[i]));
+  return y;
+}
+
+// e^x = 2^n e^r with |r| <= ln 2 / 2; the polynomial is the best of its degree in relative error, 2e-9.
+inline V exp(V x) {
+  static const float P[] = {1.0f, 1.0f, 0.4999999208f, 0.1666642017f, 0.04166822558f, 0.008374815804f, 0.001383684552f};
+  x = min(splat(128.0f), max(splat(-128.0f), x));
+  const V n = round(x * splat(1.44269504f));
+  const V r = fma(n, splat(-1.42860677e-6f), fma(n, splat(-0.693145752f), x));
+  return scale(polynomial(r, P, 6), n);
+}
+
+inline V sigmoid(V x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
+
+// The standard normal distribution at -z for z >= 0: e^(-z^2/2) times a polynomial in 1 / (1 + 0.3 z), 4e-8 off.
+inline V tail(V z, V density) {
+  static const float P[] = {1.59527635e-05f, 1.19301596e-01f, 1.23597607e-01f, 8.62391287e-02f, 1.68738093e-01f,
+                            -1.28567149e-01f, 2.95039871e-01f, -2.21670466e-01f, 6.18145642e-02f, -4.50918020e-03f};
+  return density * polynomial(splat(1.0f) / fma(z, splat(0.3f), splat(1.0f)), P, 9);
+}
+
+inline V magnitude(V x) { return max(-x, x); }
+
+inline V cumulative(V x, V density) {  // of the standard normal distribution
+  const V below = tail(magnitude(x), density);
+  return select(less(x, splat(0.0f)), below, splat(1.0f) - below);
+}
+
+inline V relu(V x) { return max(splat(0.0f), x); }
+inline V silu(V x) { return x / (splat(1.0f) + exp(-x)); }
+inline V gelu(V x) { return x * cumulative(x, exp(x * x * splat(-0.5f))); }
+
+// 0.5 x (1 + tanh(u)) is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+inline V tanh_argument(V x) { return splat(1.59576912f) * fma(x * x * x, splat(0.044715f), x); }
+inline V gelu_tanh(V x) { return x / (splat(1.0f) + exp(-tanh_argument(x))); }
+
+// Their derivatives at y, times x.
+inline V relu_grad(V x, V y) { return select(less(splat(0.0f), y), x, splat(0.0f)); }
+inline V silu_grad(V x, V y) {
+  const V s = sigmoid(y);
+  return x * s * fma(y, splat(1.0f) - s, splat(1.0f));
+}
+inline V gelu_grad(V x, V y) {
+  const V density = exp(y * y * splat(-0.5f));
+  return x * fma(y * density, splat(0.398942280f), cumulative(y, density));
+}
+inline V gelu_tanh_grad(V x, V y) {
+  const V s = sigmoid(tanh_argument(y));
+  const V slope = splat(1.59576912f) * fma(y * y, splat(0.134145f), splat(1.0f));
+  return x * s * fma(y * (splat(1.0f) - s), slope, splat(1.0f));
+}
+
+inline V exp_minus(V x, V y) { return select(equal(y, splat(-INF)), splat(0.0f), exp(x - y)); }
+
+}  // namespace fusion

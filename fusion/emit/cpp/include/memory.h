@@ -1,0 +1,117 @@
+// Tiles between memory and scratch: packing, conversion, and loops over the vectors of a row.
+#pragma once
+#include <algorithm>
+
+#include "product.h"
+
+namespace fusion {
+
+struct All {};  // a mask that takes every entry
+inline V load(const float* p, All) { return load(p); }
+inline void store(float* p, V x, All) { store(p, x); }
+template <class T>
+inline V load(const T* p, All) {
+  return load(p, first(W));
+}
+template <class T>
+inline void store(T* p, V x, All) {
+  store(p, x, first(W));
+}
+inline Mask load(const bool* p, All) { return load(p, first(W)); }
+inline V select(All, V x, V) { return x; }
+
+// Call `each(column, mask)` for the vectors of a row of `cols` entries.
+template <class F>
+inline void vectors(int64_t cols, F each) {
+  int64_t c = 0;
+  for (; c + W <= cols; c += W) each(c, All());
+  if (c < cols) each(c, first(cols - c));
+}
+
+// Zeros from the vector after `begin` on; the one that holds `begin` has them already.
+inline void clear(float* p, int64_t begin, int64_t cols) {
+  for (int64_t c = (begin + W - 1) / W * W; c < cols; c += W) store(p + c, splat(0.0f));
+}
+
+// Entries that are `stride` apart.
+template <class T>
+inline V gather(const T* p, int64_t stride, int64_t count) {
+  T entries[W] = {};
+  for (int64_t i = 0; i < std::min<int64_t>(count, W); ++i) entries[i] = p[i * stride];
+  return load(entries, All());
+}
+inline Mask gather(const bool* p, int64_t stride, int64_t count) {
+  bool entries[W] = {};
+  for (int64_t i = 0; i < std::min<int64_t>(count, W); ++i) entries[i] = p[i * stride];
+  return load(entries, All());
+}
+inline Mask all_of(bool x) { return first(x ? W : 0); }
+inline float scalar(float x) { return x; }
+template <class T>
+inline float scalar(T x) {
+  float entries[W];
+  store(entries, load(&x, first(1)));
+  return entries[0];
+}
+template <class T>
+inline T narrowed(float x) {
+  T entry;
+  store(&entry, splat(x), first(1));
+  return entry;
+}
+template <>
+inline float narrowed(float x) {
+  return x;
+}
+
+// One panel of a right operand, whose entries are `step` apart along the depth and `col` along the columns.
+template <class T>
+void pack(const T* p, int64_t step, int64_t col, int64_t depth, int64_t cols, int width, float* to) {
+  for (int v = 0; v < width; ++v, p += W * col, cols -= W, to += W) {
+    const Mask inside = first(cols);
+    if (col == 1)
+      for (int64_t k = 0; k < depth; ++k) store(to + k * width * W, load(p + k * step, inside));
+    else if (step == 1)
+      for (int64_t k = 0; k < depth; k += W) {
+        V block[W];
+        for (int i = 0; i < W; ++i) block[i] = i < cols ? load(p + i * col + k, first(depth - k)) : splat(0.0f);
+        transpose(block);
+        for (int i = 0; i < std::min<int64_t>(W, depth - k); ++i) store(to + (k + i) * width * W, block[i]);
+      }
+    else
+      for (int64_t k = 0; k < depth; ++k) store(to + k * width * W, gather(p + k * step, col, cols));
+  }
+}
+
+// A left operand as fp32, rows of `ld` entries.
+template <class T>
+void widen_tile(const T* p, int64_t row, int64_t next, int64_t rows, int64_t depth, float* to, int64_t ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < depth; k += W)
+      store(to + r * ld + k, next == 1 ? load(p + r * row + k, first(depth - k))
+                                       : gather(p + r * row + k * next, next, depth - k));
+}
+
+template <class T>
+void round_tile(const float* p, int64_t rows, int64_t cols, float* to, int64_t ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; c += W) store(to + r * ld + c, rounded<T>(load(p + r * ld + c)));
+}
+
+inline void zero(float* p, int64_t rows, int64_t cols, int64_t ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; c += W) store(p + r * ld + c, splat(0.0f));
+}
+
+// A tile from scratch to memory, where columns are `col` apart.
+template <class T>
+void store_tile(const float* from, int64_t ld, int64_t rows, int64_t cols, T* p, int64_t row, int64_t col) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (col == 1)
+      vectors(cols, [&](int64_t c, auto inside) { store(p + r * row + c, load(from + r * ld + c), inside); });
+    else
+      for (int64_t c = 0; c < cols; ++c) p[r * row + c * col] = narrowed<T>(from[r * ld + c]);
+  }
+}
+
+}  // namespace fusion

@@ -1,0 +1,128 @@
+// c = x y or c += x y for one tile, in blocks of registers.
+//
+//   x   rows x depth, read entry by entry: any strides
+//   y   depth x cols, read vector by vector: panels of up to NV vectors
+//   c   rows x cols of fp32 with room for whole blocks, so nothing is masked when it is written
+#pragma once
+#include <algorithm>
+
+#include "vector.h"
+
+namespace fusion {
+
+// The right operand. Vectors of columns stand in panels; entries of one panel are `step` apart along the depth.
+struct Packed {  // panel after panel, each `depth` steps long; the last vector is filled up with zeros
+  static constexpr bool MASKED = false;
+  const float* base;
+  int64_t depth;
+  const float* panel(int64_t vector) const { return base + vector * W * depth; }
+  int64_t step(int width) const { return width * W; }
+};
+struct Direct {  // a matrix as it is, whose columns are adjacent
+  static constexpr bool MASKED = true;
+  const float* base;
+  int64_t stride;
+  const float* panel(int64_t vector) const { return base + vector * W; }
+  int64_t step(int) const { return stride; }
+};
+
+struct Scratch {  // the same with room for whole vectors
+  static constexpr bool MASKED = false;
+  const float* base;
+  int64_t stride;
+  const float* panel(int64_t vector) const { return base + vector * W; }
+  int64_t step(int) const { return stride; }
+};
+
+// The vectors of a tile stand in as few panels as `most` allows, of widths that differ by at most one.
+struct Panel {
+  int64_t begin;
+  int width;
+  static int64_t count(int64_t vectors, int64_t most) { return (vectors + most - 1) / most; }
+  Panel(int64_t vectors, int64_t most, int64_t p) {
+    const int64_t panels = count(vectors, most);
+    begin = p * vectors / panels;
+    width = int((p + 1) * vectors / panels - begin);
+  }
+};
+
+template <int MR, int NV, bool MASKED>
+__attribute__((noinline)) void block(const float* x, int64_t row, int64_t next, const float* y, int64_t step, Mask last,
+                                     float* c, int64_t ldc, int64_t depth, bool add) {
+  V sums[MR][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sums[r][v] = add ? load(c + r * ldc + v * W) : splat(0.0f);
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k) {
+    V columns[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) columns[v] = MASKED && v == NV - 1 ? load(y + v * W, last) : load(y + v * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      const V entry = splat(x[r * row]);
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) sums[r][v] = fma(entry, columns[v], sums[r][v]);
+    }
+    x += next;
+    y += step;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) store(c + r * ldc + v * W, sums[r][v]);
+}
+
+// Which part of a product a causal mask leaves: row r takes part in what is before r + offset.
+struct Full {
+  static int64_t rows_before(int64_t) { return 0; }
+  static int64_t depth(int64_t, int64_t depth) { return depth; }
+};
+struct Columns {  // of a value that is masked: rows before the one that reaches a column need it not
+  int64_t offset;
+  int64_t rows_before(int64_t column) const { return column >= offset ? column - offset + 1 : 0; }
+  static int64_t depth(int64_t, int64_t depth) { return depth; }
+};
+struct Depth {  // of a sum over such a value: entries beyond what the last of some rows reaches are zero
+  int64_t offset;
+  static int64_t rows_before(int64_t) { return 0; }
+  int64_t depth(int64_t end_row, int64_t depth) const { return std::max<int64_t>(0, std::min(depth, end_row - 1 + offset)); }
+};
+
+// Rows of one panel: blocks of MR rows, the rest in smaller ones.
+template <int MR, int NV, bool MASKED, class L>
+inline void rows(L limit, int64_t r, const float* x, int64_t row, int64_t next, const float* y, int64_t step, Mask last,
+                 float* c, int64_t ldc, int64_t count, int64_t depth, bool add) {
+  for (; r + MR <= count; r += MR)
+    block<MR, NV, MASKED>(x + r * row, row, next, y, step, last, c + r * ldc, ldc, limit.depth(r + MR, depth), add);
+  if constexpr (MR > 1)
+    rows<(MR > 4 ? 4 : MR / 2), NV, MASKED>(limit, r, x, row, next, y, step, last, c, ldc, count, depth, add);
+}
+
+template <int MR, int NV, bool MASKED, class L>
+inline void panel(int width, L limit, int64_t r, const float* x, int64_t row, int64_t next, const float* y, int64_t step,
+                  Mask last, float* c, int64_t ldc, int64_t count, int64_t depth, bool add) {
+  if (width == NV) return rows<MR, NV, MASKED>(limit, r, x, row, next, y, step, last, c, ldc, count, depth, add);
+  if constexpr (NV > 1)
+    panel<MR, NV - 1, MASKED>(width, limit, r, x, row, next, y, step, last, c, ldc, count, depth, add);
+}
+
+template <int MR, int NV, class Y, class L>
+void product(L limit, const float* x, int64_t row, int64_t next, Y y, int64_t k, float* c, int64_t ldc, int64_t count,
+             int64_t cols, int64_t depth, bool add) {
+  const int64_t vectors = (cols + W - 1) / W;
+  for (int64_t p = 0; p < Panel::count(vectors, NV); ++p) {
+    const Panel at(vectors, NV, p);
+    const int64_t step = y.step(at.width), left = cols - (vectors - 1) * W;
+    const int64_t r = std::min(count, limit.rows_before(at.begin * W));
+    const float* const from = y.panel(at.begin) + k * step;
+    float* const to = c + at.begin * W;
+    if (Y::MASKED && left < W && at.begin + at.width == vectors)
+      panel<MR, NV, Y::MASKED>(at.width, limit, r, x, row, next, from, step, first(left), to, ldc, count, depth, add);
+    else
+      panel<MR, NV, false>(at.width, limit, r, x, row, next, from, step, first(W), to, ldc, count, depth, add);
+  }
+}
+
+}  // namespace fusion

@@ -1,0 +1,234 @@
+"""The statements of a program as lines of C++: load, compute, finish and store one tile.
+
+Source: MCFuser (arXiv:2506.22169), Figure 4, for the statements; their text, and all between the products, is ours.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fusion.emit.causal import vanishing
+from fusion.emit.cpp.elementwise import stage_lines
+from fusion.emit.cpp.storage import Storage
+from fusion.emit.softmax import Online
+from fusion.plan.stages import Causal, Elementwise, Softmax, operands
+from fusion.plan.statements import Statement, product_of
+
+INDENT = "  "
+Changes = Sequence[Elementwise | Causal]
+
+
+@dataclass(frozen=True)
+class StatementText:
+    """Lines of the statements of one program.
+
+    Source: not in the paper.
+    """
+
+    storage: Storage
+    online: dict[str, Online]
+    summed: frozenset[str]
+    """Values whose sum takes more than one round."""
+    micro: tuple[int, int]
+    """Rows, and vectors of columns, of a block of registers."""
+    lse: str
+    """Tensor that the softmax's log-sum-exp is stored to; none if empty."""
+
+    def lines(self, statement: Statement) -> Iterator[str]:
+        """The lines of a statement on the current tiles."""
+        name, storage = statement.tensor, self.storage
+        match statement.kind:
+            case "L" if name in storage.widened:
+                yield from self._widen(name)
+            case "C":
+                yield from self._compute(name)
+            case "F":
+                yield from self._finish(name)
+            case "S":
+                row, column = storage.row(name), storage.column[name]
+                yield (
+                    f"store_tile({storage.tile(name)}, {storage.ld(name)}, {row}_len, {column}_len, "
+                    f"{storage.pointer(name)}, {storage.stride(name, row)}, {storage.stride(name, column)});"
+                )
+
+    def zeros(self, value: str) -> str:
+        """The line that starts a sum."""
+        row, column = self.storage.row(value), self.storage.column[value]
+        return f"zero({self.storage.tile(value)}, {row}_len, {column}_len, {self.storage.ld(value)});"
+
+    def rows(self, kind: str, value: str) -> str:
+        """Of an online softmax, the current tile of what there is for every row: `peak`, `total` or `factor`."""
+        online = self.online.get(value)
+        row = self.storage.row(value)
+        moves = ""
+        if online is not None:
+            for letter in online.inner:
+                moves += f" + {letter}_at / {letter}_tile * {self.storage.sizes[row]}"
+        return f"{value}_{kind}{moves}"
+
+    def start(self, value: str) -> str:
+        """Before the loop of an online softmax."""
+        row = self.storage.row(value)
+        return f"start({self.rows('peak', value)}, {self.rows('total', value)}, {row}_len);"
+
+    def divide(self, value: str) -> Iterator[str]:
+        """A complete sum over the entries of an online softmax becomes their average."""
+        yield from (self._on_rows("divide_rows", value, self.rows("total", name)) for name in self._online(value))
+
+    def store_lse(self, value: str) -> Iterator[str]:
+        """Write the log-sum-exp of a softmax that is complete, if it is asked for."""
+        if self.lse:
+            row = self.storage.row(value)
+            yield (
+                f"store_lse({self.rows('peak', value)}, {self.rows('total', value)}, {row}_len, "
+                f"{self.storage.pointer(self.lse)}, {self.storage.stride(self.lse, row)});"
+            )
+
+    def _online(self, value: str) -> Iterator[str]:
+        return (name for name in operands(product_of(self.storage.chain, value)) if name in self.online)
+
+    def _on_rows(self, function: str, value: str, argument: str) -> str:
+        row, column = self.storage.row(value), self.storage.column[value]
+        tile, ld = self.storage.tile(value), self.storage.ld(value)
+        return f"{function}({tile}, {ld}, {row}_len, {column}_len, {argument});"
+
+    def _widen(self, name: str) -> Iterator[str]:
+        row, column = self.storage.wide_shape(name)
+        strides = f"{self.storage.stride(name, row)}, {self.storage.stride(name, column)}"
+        ld = self.storage.row_entries(self.storage.sizes[column])
+        yield (f"widen_tile({self.storage.pointer(name)}, {strides}, {row}_len, {column}_len, {name}_wide, {ld});")
+
+    def _compute(self, value: str) -> Iterator[str]:
+        """One round of a product's sum, or all of it."""
+        storage = self.storage
+        row, column, over = storage.row(value), storage.column[value], product_of(storage.chain, value).over
+        roles = storage.roles[value]
+        for name in self._online(value):
+            yield self._on_rows("multiply_rows", value, self.rows("factor", name))
+        for name in {roles.left, roles.right} & set(storage.scratch) & set(storage.widened):
+            yield (
+                f"round_tile<{storage.dtype}>({storage.tile(name)}, {storage.row(name)}_len, "
+                f"{storage.column[name]}_len, {name}_wide, {storage.ld(name)});"
+            )
+        mr, nv = self.micro
+        left, right = self._left(roles.left, row, over), self._right(roles.right, column, over)
+        add = "true" if value in self.summed else "false"
+        yield (
+            f"product<{mr}, {nv}>({self._limit(value, roles.left)}, {left}, {right}, {storage.tile(value)}, "
+            f"{storage.ld(value)}, "
+            f"{row}_len, {column}_len, {over}_len, {add});"
+        )
+
+    def _limit(self, value: str, left: str) -> str:
+        """What of a product a causal mask leaves: of the value itself, or of the left operand that it sums over."""
+        for kind, name in (("Columns", value), ("Depth", left)):
+            mask = self.cut(name) if name in self.storage.scratch else None
+            if mask is not None and (name == value or mask.row == self.storage.row(value)):
+                return f"{kind}{{{self._offset(mask)}}}"
+        return "Full()"
+
+    def cut(self, value: str) -> Causal | None:
+        """The mask beyond which a value's rows are zero, so that they end there."""
+        mask = vanishing(self.storage.chain, value)
+        return mask if mask is not None and mask.column == self.storage.column[value] else None
+
+    @staticmethod
+    def _offset(mask: Causal) -> str:
+        return f"{mask.row}_at - {mask.column}_at + {mask.diagonal + 1}"
+
+    def _left(self, name: str, row: str, over: str) -> str:
+        """Pointer of a left operand, and its strides along rows and depth."""
+        storage = self.storage
+        if name in storage.widened or name in storage.scratch:
+            rows, cols = (
+                storage.wide_shape(name) if name not in storage.scratch else (storage.row(name), storage.column[name])
+            )
+            ld = str(storage.row_entries(storage.sizes[cols]))
+            base = f"{name}_wide" if name in storage.widened else storage.tile(name)
+            return f"{base}, {ld}, 1" if rows == row else f"{base}, 1, {ld}"
+        return f"{storage.pointer(name)}, {storage.stride(name, row)}, {storage.stride(name, over)}"
+
+    def _right(self, name: str, column: str, over: str) -> str:
+        """A right operand from the current columns on, and how far along the depth the tile starts."""
+        storage = self.storage
+        depth = f"{over}_at" if over in storage.turning else "0"
+        if name in storage.packed:
+            at = f" + {column}_at * {over}_size" if column in storage.turning else ""
+            return f"Packed{{{name}_packed + {packed_index(storage, name)}{at}, {over}_size}}, {depth}"
+        if name in storage.scratch:
+            base = f"{name}_wide" if name in storage.widened else storage.tile(name)
+            return f"Scratch{{{base}, {storage.ld(name)}}}, 0"
+        return f"Direct{{{storage.pointer(name, skip=over)}, {storage.stride(name, over)}}}, {depth}"
+
+    def _finish(self, value: str) -> Iterator[str]:
+        """A value's epilogue: passes over its tile, one for what leads to each softmax and one for what is left."""
+        changes: list[Elementwise | Causal] = []
+        cut = self.cut(value)
+        for stage in self.storage.chain.epilogue(value):
+            if stage == cut:
+                continue
+            if isinstance(stage, Softmax):
+                yield from self._softmax(value, changes)
+                changes = []
+            else:
+                changes.append(stage)
+        if changes:
+            after = ["store(row + c, x);"] if cut is None else ["store(row + c, select(inside, x, splat(0.0f)));"]
+            yield from self._over_rows(value, self._over_vectors(value, changes, after))
+
+    def _softmax(self, value: str, changes: Changes) -> Iterator[str]:
+        """What leads to it is computed twice, for the maximum and for the exponents, rather than written."""
+        online = value in self.online
+        peak, total, factor = (self.rows(kind, value) for kind in ("peak", "total", "factor"))
+        lines = ["V peaks = splat(-INF);"]
+        lines += self._over_vectors(value, changes, ["peaks = max(peaks, select(inside, x, splat(-INF)));"])
+        lines.append(f"float* const peak = {peak} + r;" if online else f"{value}_peak[r] = max(peaks);")
+        if online:
+            lines += [
+                "const float top = std::max(*peak, max(peaks));",
+                f"({factor})[r] = correction(*peak, top);",
+                "*peak = top;",
+            ]
+        else:
+            lines.append(f"const float top = {value}_peak[r];")
+        lines += ["const V shift = splat(finite(top));", "V totals = splat(0.0f);"]
+        after = ["x = select(inside, exp(x - shift), splat(0.0f));", "totals = totals + x;", "store(row + c, x);"]
+        lines += self._over_vectors(value, changes, after)
+        if online:
+            lines.append(f"({total})[r] = ({total})[r] * ({factor})[r] + sum(totals);")
+        else:
+            lines.append(f"{value}_total[r] = sum(totals);")
+        yield from self._over_rows(value, lines)
+        if not online:
+            yield self._on_rows("divide_rows", value, f"{value}_total")
+            yield from self.store_lse(value)
+
+    def _over_rows(self, value: str, lines: Sequence[str]) -> Iterator[str]:
+        storage, row = self.storage, self.storage.row(value)
+        yield f"for (int64_t r = 0; r < {row}_len; ++r) {{"
+        yield f"{INDENT}float* const row = {storage.tile(value)} + r * {storage.ld(value)};"
+        cut = self.cut(value)
+        if cut is not None:
+            length = f"{cut.column}_len"
+            yield f"{INDENT}const int64_t kept = std::clamp<int64_t>(r + {self._offset(cut)}, 0, {length});"
+        yield from (INDENT + line for line in lines)
+        if cut is not None:
+            yield f"{INDENT}clear(row, kept, {length});"
+        yield "}"
+
+    def _over_vectors(self, value: str, changes: Changes, after: Sequence[str]) -> list[str]:
+        storage, column, row = self.storage, self.storage.column[value], self.storage.row(value)
+        length = f"{column}_len" if self.cut(value) is None else "kept"
+        lines = ["V x = load(row + c);"]
+        for stage in changes:
+            lines += stage_lines(stage, storage, row, column)
+        body = [INDENT + line for line in (*lines, *after)]
+        return [f"vectors({length}, [&](int64_t c, auto inside) {{", *body, "});"]
+
+
+def packed_index(storage: Storage, name: str) -> str:
+    """Where the packed operand of the current batch starts."""
+    batch = [letter for letter in storage.letters[name] if letter in storage.chain.batch]
+    index = "0"
+    for letter in batch:
+        index = f"{letter}_at" if index == "0" else f"({index} * {letter}_size + {letter}_at)"
+    return f"{index} * {name}_packed_floats" if batch else "0"

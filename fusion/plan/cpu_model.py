@@ -1,0 +1,219 @@
+"""The time of a schedule on a CPU: what its register blocks take, what stands between products, what memory adds.
+
+A core keeps MR x NV sums in registers. A step along the depth costs what the busiest unit takes: multiplications two a
+cycle, loads two a cycle, and four cycles if the sums are too few to hide a multiplication's latency. The paper's model,
+bytes and flops alone, does not see this and ranks kernels of a CPU no better than chance.
+
+    t = (blocks of registers + passes over tiles + packing) * imbalance,  at least the bytes over the bandwidth
+
+Source: not in the paper, whose model is for GPUs; the term of the register block is our measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+
+from fusion.plan.chain import Chain
+from fusion.plan.device import Device
+from fusion.plan.orientation import columns
+from fusion.plan.performance_model import Prediction
+from fusion.plan.placement import Program
+from fusion.plan.schedule import Schedule
+from fusion.plan.stages import Causal, Elementwise, Softmax
+from fusion.plan.statements import product_of
+from fusion.plan.traffic import Repeats, compute_letters, repeats, skeleton
+
+MICRO_KERNELS = ((6, 4), (8, 3), (8, 2), (12, 2))  # rows and vectors of columns; with operands, 32 registers hold each
+FMA_LATENCY_CYCLES = 4
+CALL_CYCLES = 12  # of a block of registers, beside loading and storing its sums
+ROW_CYCLES = 12  # of a pass over a tile's row
+SOFTMAX_ROW_CYCLES = 60  # reductions of a row, and the correction
+PACK_CYCLES = 3  # of a vector
+LOAD_COST = 0.12  # of a load beside a multiplication, in cycles: a core does not overlap them quite
+TASK_CYCLES = 600  # of a block: what handing it to a thread costs
+STAGE_CYCLES = {"add": 1.0, "mul": 1.0, "mask": 2.0, "relu": 1.0, "exp_minus": 14.0, "relu_grad": 2.0}
+FUNCTION_CYCLES = 22.0  # of an activation or the derivative of one
+EXP_CYCLES = 12.0
+FAR_SHARE = 0.1  # of what is read again, that comes from memory and not from the cores' common cache
+
+
+def step_cycles(rows: int, vectors: int) -> float:
+    """Cycles of one step along the depth of a block of registers.
+
+    Args:
+        rows: Of the block.
+        vectors: Of its columns.
+
+    Source: our measurement (see the module).
+    """
+    fma, load = rows * vectors / 2, (rows + vectors) / 2
+    return max(fma + LOAD_COST * (rows + vectors), load, FMA_LATENCY_CYCLES)
+
+
+def best_micro(chain: Chain, schedule: Schedule, device: Device) -> tuple[int, int]:
+    """The register block that suits a schedule's tiles best, by the model.
+
+    Args:
+        chain: What is computed.
+        schedule: Expression and tiles; its own block does not count.
+        device: Of a CPU.
+
+    Source: not in the paper.
+    """
+    tiles, width = dict(schedule.tiles), device.warp_size
+    return min(
+        MICRO_KERNELS, key=lambda micro: sum(_tile_cycles(*shape, micro, width) for shape in _shapes(chain, tiles))
+    )
+
+
+class CpuModel:
+    """The model of a chain on a CPU; what expressions and turning loops decide is worked out once for each."""
+
+    def __init__(self, chain: Chain, device: Device) -> None:
+        """Of a chain on a device of kind cpu."""
+        self.chain, self.device = chain, device
+        self._sizes = {letter: max(size, 1) for letter, size in chain.sizes.items()}
+        self._terms: dict[tuple[object, str], tuple[tuple[Repeats, ...], Program]] = {}
+
+    def predict(self, schedule: Schedule) -> Prediction:
+        """The time of a schedule.
+
+        Args:
+            schedule: Of the chain; it is run with the register block that suits it best.
+
+        Returns:
+            The prediction: what memory takes and what the cores take, of which the larger counts.
+        """
+        chain, tiles = self.chain, dict(schedule.tiles)
+        rounds = {letter: -(-self._sizes[letter] // tiles[letter]) for letter in chain.loops}
+        turning = "".join(letter for letter, number in rounds.items() if number > 1)
+        key = schedule.expression, turning
+        if key not in self._terms:
+            program = skeleton(chain, schedule.expression, turning)
+            self._terms[key] = repeats(chain, program), program
+        found, program = self._terms[key]
+        rounds |= {letter: chain.sizes[letter] for letter in chain.batch}
+        micro = best_micro(chain, schedule, self.device)
+        cycles, moved_bytes = 0.0, 0.0
+        for repeat in found:
+            cycles += self._cycles(repeat, tiles, rounds, micro)
+            moved_bytes += self._far_bytes(repeat, tiles, rounds)
+        blocks = math.prod(chain.sizes[letter] for letter in chain.batch)
+        for letter, extent in program.grid:
+            blocks *= rounds[letter] if extent > 1 else 1
+        cycles += blocks * TASK_CYCLES
+        cores = self.device.num_sms
+        slowdown = -(-blocks // cores) * cores / blocks if blocks else 1.0
+        compute_us = 1e6 * cycles / (self._cycles_per_s * cores)
+        memory_us = max(0.0, 1e6 * moved_bytes / self.device.dram_bytes_per_s)
+        return Prediction(memory_us, compute_us, blocks, slowdown)
+
+    @cached_property
+    def _cycles_per_s(self) -> float:
+        """Of one core: it multiplies and adds two vectors a cycle."""
+        return self.device.fp32_flops_per_s / self.device.num_sms / (4 * self.device.warp_size)
+
+    def _cycles(
+        self, repeat: Repeats, tiles: Mapping[str, int], rounds: Mapping[str, int], micro: tuple[int, int]
+    ) -> float:
+        chain, statement = self.chain, repeat.statement
+        times = math.prod(rounds[letter] for letter in repeat.around)
+        width = self.device.warp_size
+        if statement.kind == "C":
+            rows, cols, depth = self._clipped(_shape(chain, statement.tensor), tiles)
+            return times * self._kept(statement.tensor, tiles) * _tile_cycles(rows, cols, depth, micro, width)
+        if statement.kind == "F":
+            rows, cols, _ = self._clipped(_shape(chain, statement.tensor), tiles)
+            cost, row_cost = _pass_cycles(chain, statement.tensor)
+            kept = self._kept(statement.tensor, tiles)
+            return times * kept * rows * (row_cost + cost * math.ceil(cols / width))
+        return 0.0
+
+    def _clipped(self, shape: tuple[str, str, str], tiles: Mapping[str, int]) -> tuple[int, int, int]:
+        row, column, over = (min(tiles[letter], self._sizes[letter]) for letter in shape)
+        return row, column, over
+
+    def _kept(self, value: str, tiles: Mapping[str, int]) -> float:
+        """The share of a value's tiles that a causal mask leaves, its own or that of what it sums over."""
+        share = 1.0
+        for stage in self.chain.stages:
+            if isinstance(stage, Causal) and {stage.row, stage.column} <= set(compute_letters(self.chain, value)):
+                row, column = self._sizes[stage.row], self._sizes[stage.column]
+                edge = (min(tiles[stage.row], row) + min(tiles[stage.column], column)) / 2
+                share = min(share, min(1.0, (row / 2 + edge / 2 + max(stage.diagonal, 0)) / column if column else 1.0))
+        return share
+
+    def _far_bytes(self, repeat: Repeats, tiles: Mapping[str, int], rounds: Mapping[str, int]) -> float:
+        """Bytes from memory: what a core's cache does not keep from one round to the next is read again."""
+        statement = repeat.statement
+        if statement.kind not in "LS":
+            return 0.0
+        size = self.chain.num_bytes(statement.tensor)
+        again = math.prod(rounds[letter] for letter in repeat.again)
+        stays = size / max(
+            math.prod(self.chain.sizes[x] for x in self.chain.batch if x in self.chain.tensors[statement.tensor]), 1
+        )
+        return float(size * (1 if stays <= self.device.shared_bytes_per_block else 1 + (again - 1) * FAR_SHARE))
+
+
+def _shapes(chain: Chain, tiles: Mapping[str, int]) -> list[tuple[int, int, int]]:
+    sizes = chain.sizes
+    return [
+        (row, column, over)
+        for product in chain.products
+        for row, column, over in [
+            tuple(min(tiles[letter], max(sizes[letter], 1)) for letter in _shape(chain, product.out))
+        ]
+    ]
+
+
+def _shape(chain: Chain, value: str) -> tuple[str, str, str]:
+    """Letters of a value's rows and columns, and the one that it sums over."""
+    column = columns(chain)[value]
+    row = next(letter for letter in chain.tensors[value] if letter in chain.loops and letter != column)
+    return row, column, product_of(chain, value).over
+
+
+def _tile_cycles(rows: int, cols: int, depth: int, micro: tuple[int, int], width: int) -> float:
+    """Cycles of a product of tiles, with the smaller blocks at its edges."""
+    most_rows, most_vectors = micro
+    vectors = math.ceil(cols / width)
+    panels = math.ceil(vectors / most_vectors)
+    cycles = 0.0
+    for number, height in _heights(rows, most_rows):
+        wide = vectors / panels
+        cycles += (
+            number
+            * panels
+            * (depth * step_cycles(height, math.ceil(wide)) * wide / math.ceil(wide) + CALL_CYCLES + 2 * height * wide)
+        )
+    return cycles
+
+
+def _heights(rows: int, most: int) -> list[tuple[int, int]]:
+    """How many blocks of each height, as the kernels cut rows."""
+    found = []
+    while rows and most:
+        found.append((rows // most, most))
+        rows, most = rows % most, 4 if most > 4 else most // 2
+    return found
+
+
+def _pass_cycles(chain: Chain, value: str) -> tuple[float, float]:
+    """Cycles of a value's epilogue: for every vector, and for every row."""
+    vector, row, changes = 0.0, 0.0, 0.0
+    for stage in chain.epilogue(value):
+        match stage:
+            case Elementwise(operation=operation):
+                changes += STAGE_CYCLES.get(operation, FUNCTION_CYCLES)
+            case Causal():
+                changes += 3.0
+            case Softmax():
+                vector += 2 * changes + EXP_CYCLES + 5.0
+                row += SOFTMAX_ROW_CYCLES + ROW_CYCLES
+                changes = 0.0
+    if changes:
+        vector, row = vector + changes + 2.0, row + ROW_CYCLES
+    return vector, row

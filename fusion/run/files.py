@@ -1,0 +1,29 @@
+"""Files that a reader sees whole or not at all, whoever else writes them.
+
+Source: not in the paper.
+"""
+
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in place of what is there.
+
+    Args:
+        path: The file; its folder is made.
+        text: All of it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

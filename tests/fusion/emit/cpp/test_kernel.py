@@ -1,0 +1,127 @@
+"""Kernels of every kind, compiled a few dozen together: alone each would take a second."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from closeness import FUSED_FACTOR, assert_close
+from fused_chains import any_chains, attentions, draw_tensors, mlps, schedules, to
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from native_kernels import assert_right, compiled
+
+from fusion import attention, gemm_chain, mlp
+from fusion.emit.cpp.kernel import emit
+from fusion.plan import Causal, Chain, Dim, Elementwise, Input, MatMul, Softmax
+from fusion.plan.cpu_model import MICRO_KERNELS
+from fusion.plan.orientation import OrientationError
+from fusion.plan.schedule import schedule
+from fusion.reference import run
+from fusion.run.check import DTYPES
+from fusion.run.instructions import this_machine
+from fusion.run.native import compile_together
+
+TILES = {"M": 32, "N": 48, "K": 16, "H": 32}
+CASES = [
+    (gemm_chain(M=70, N=100, K=33, H=45, batch=2), "mn(k,h)", TILES, (6, 4)),
+    (gemm_chain(M=70, N=100, K=33, H=45), "mhnk", TILES, (8, 2)),
+    (gemm_chain(M=70, N=100, K=33), "mnk", {"M": 32, "N": 48, "K": 16}, (8, 3)),
+    (gemm_chain(M=37, N=100, K=33, H=45, activation="gelu", dtype="bf16"), "mn(k,h)", TILES, (12, 2)),
+    (attention(M=70, N=100, K=33, H=45, heads=2), "mn(k,h)", TILES | {"K": 48}, (6, 4)),
+    (attention(M=70, N=70, K=33, H=45, heads=4, kv_heads=2, causal=True), "mn(k,h)", TILES | {"K": 48}, (6, 4)),
+    (attention(M=70, N=100, K=33, H=45, causal=True, diagonal=30, keep="N", mask="MN"), "mn(k,h)", TILES, (6, 4)),
+    (attention(M=70, N=100, K=33, H=45, causal=True, diagonal=-20, dtype="fp16"), "mn(k,h)", TILES, (8, 2)),
+    (attention(M=70, N=100, K=33, H=45), "mn(k,h)", TILES | {"N": 112}, (6, 4)),
+    (mlp(M=70, K=33, N=100, H=45, gated=True, bias=True, residual=True), "mn(k,h)", TILES, (6, 4)),
+    (mlp(M=70, K=33, N=100, H=45, activation="gelu_tanh", dtype="bf16"), "mn(k,h)", TILES, (6, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("instructions", this_machine(), ids=lambda found: found.name)
+def test_kernels_are_as_right_as_unfused_chains(instructions):
+    for kernel, (chain, *_) in zip(compiled(CASES, instructions), CASES, strict=True):
+        assert_right(kernel, chain)
+
+
+def test_random_chains_with_random_schedules_are_as_right():
+    drawn = []
+
+    @settings(max_examples=24, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(st.data())
+    def draw(data):
+        chain = data.draw(st.one_of(any_chains(), any_chains(), attentions(), mlps()))
+        plan = replace(data.draw(schedules(chain)), micro=data.draw(st.sampled_from(MICRO_KERNELS)))
+        try:
+            drawn.append((chain, emit(chain, plan, suffix=f"_{len(drawn)}")))
+        except OrientationError:
+            return
+
+    draw()
+    assert len(drawn) >= 12
+    for (chain, _), kernel in zip(drawn, compile_together([x for _, x in drawn], this_machine()[0]), strict=True):
+        assert_right(kernel, chain)
+
+
+def test_a_kernel_takes_all_sizes_within_its_limits():
+    chain = gemm_chain(M=64, N=64, K=64, H=64)
+    (kernel,) = compiled([(chain, "mn(k,h)", {"M": 16, "N": 32, "K": 64, "H": 64}, (6, 4))])
+    for sizes in (
+        {"M": 1, "N": 1, "K": 1, "H": 1},
+        {"M": 333, "N": 77, "K": 64, "H": 5},
+        {"M": 3, "N": 200, "K": 9, "H": 64},
+    ):
+        assert_right(kernel, gemm_chain(**sizes))
+    with pytest.raises(ValueError, match="size of K is 65, above 64"):
+        assert_right(kernel, gemm_chain(M=64, N=64, K=65, H=64))
+
+
+def test_what_is_not_finite_comes_out_as_in_torch():
+    chain = attention(M=20, N=40, K=16, keep="MN")
+    (kernel,) = compiled([(chain, "mn(k,h)", {"M": 16, "N": 16, "K": 16, "H": 16}, (6, 4))])
+    tensors = to(draw_tensors(chain), torch.float32)
+    names = [tensor.name for tensor in chain.inputs]
+    tensors[next(iter(chain.boolean_inputs))][3] = False  # a row without entries: zeros
+    tensors[names[0]][5, 2], tensors[names[0]][6, 1] = float("nan"), float("inf")
+    output, expected = kernel(chain, tensors)[0], run(chain, tensors)
+    assert torch.equal(output.isnan(), expected.isnan())
+    assert not output[3].any()
+
+
+def test_the_log_sum_exp_is_written_beside_the_output():
+    chain = attention(M=37, N=60, K=16, heads=2, causal=True)
+    for tiles in ({"M": 16, "N": 16, "K": 16, "H": 16}, {"M": 16, "N": 64, "K": 16, "H": 16}):
+        (kernel,) = compiled([(chain, "mn(k,h)", tiles, (6, 4))], save_lse=True)
+        tensors = draw_tensors(chain)
+        query, key = (tensors[tensor.name] for tensor in chain.inputs[:2])
+        scores = (query @ key.transpose(1, 2)) / 4.0
+        truth = scores.masked_fill(torch.ones(37, 60).tril() == 0, -torch.inf).logsumexp(2)
+        output, lse = kernel(chain, to(tensors, torch.float32))
+        assert output.shape == chain.shape(chain.output)
+        assert_close("lse", lse, truth.float(), truth)
+
+
+def test_illegal_schedules_and_a_missing_softmax_are_refused():
+    plain = gemm_chain(M=64, N=64, K=64)
+    tiles = {"M": 16, "N": 16, "K": 16}
+    ending = Chain(plain.dims, plain.inputs, (*plain.stages, Softmax(plain.output, "N")))
+    with pytest.raises(ValueError, match="take one that"):
+        emit(ending, schedule(ending, "mnk", tiles))
+    with pytest.raises(ValueError, match="save_lse=True needs a chain with one softmax"):
+        emit(plain, schedule(plain, "mnk", tiles), save_lse=True)
+
+
+def test_a_mask_in_the_other_direction_is_right():
+    dims = (Dim("M", 40), Dim("N", 52), Dim("K", 16), Dim("H", 24))
+    inputs = (Input("A", "MK"), Input("B", "KN"), Input("L", "M"), Input("D", "MH"))
+    stages = (
+        MatMul("C", "A", "B", over="K"), Causal("C", row="N", column="M", diagonal=3),
+        Elementwise("C", "exp_minus", "L"), MatMul("E", "C", "D", over="M"),
+    )  # fmt: skip
+    chain = Chain(dims, inputs, stages)
+    (kernel,) = compiled([(chain, "nm(k,h)", {"M": 16, "N": 16, "K": 16, "H": 32}, (6, 4))])
+    assert_right(kernel, chain, draw_tensors(chain))
+    softmax = Chain(dims, (*inputs[:2], inputs[3]), (*stages[:2], Softmax("C", "M"), stages[3]))
+    (kernel,) = compiled([(softmax, "nm(k,h)", {"M": 48, "N": 16, "K": 16, "H": 32}, (6, 4))])
+    tensors = draw_tensors(softmax)
+    own = to(tensors, DTYPES["fp32"])
+    assert_close("softmax", kernel(softmax, own)[0], run(softmax, own), run(softmax, tensors), factor=FUSED_FACTOR)
