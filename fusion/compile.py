@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 
 from fusion.graph import Choice, Match, Symbols, choose, needs_gradient, replace_by_operator, simplify
@@ -102,8 +103,8 @@ def fuse_graph(graph_module: GraphModule, executor: str = DEFAULT) -> tuple[Grap
         return graph_module, "\n".join(_fuse_inside(graph_module, node, executor) for node in inner)
     values = [node.meta.get("example_value") for node in graph_module.graph.find_nodes(op="placeholder")]
     tensors = [value for value in values if isinstance(value, Tensor)]
-    if not tensors or any(isinstance(parameter, Tensor) for parameter in graph_module.parameters()):
-        return graph_module, "not fused: it has no tensors, or parameters that are no arguments"
+    if not tensors or list(graph_module.parameters()) or any(type(tensor) is not FakeTensor for tensor in tensors):
+        return graph_module, "not fused: it has no tensors, ones of a kind of their own, or parameters not as arguments"
     original = traced(graph_module, values)
     given = [isinstance(value, Tensor) and value.requires_grad for value in values]
     differentiated = needs_gradient(original, given) if torch.is_grad_enabled() else frozenset()
@@ -143,7 +144,6 @@ def traced(graph_module: GraphModule, values: Sequence[Any]) -> GraphModule:
 
     Source: not in the paper.
     """
-    from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))

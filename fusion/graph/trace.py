@@ -68,9 +68,11 @@ def needs_gradient(graph_module: GraphModule, given: Sequence[bool]) -> frozense
         given: For every argument of the graph whether it requires one.
     """
     found: set[Node] = set()
-    remaining = iter(given)
+    remaining, is_on = iter(given), True
     for node in graph_module.graph.nodes:
         value = node.meta.get("val")
+        if node.target is torch._C._set_grad_enabled:
+            is_on = bool(node.args[0])
         match node.op:
             case "placeholder":
                 needs = next(remaining)
@@ -78,7 +80,8 @@ def needs_gradient(graph_module: GraphModule, given: Sequence[bool]) -> frozense
                 needs = operator.attrgetter(node.target)(graph_module).requires_grad
             case _:
                 detached = node.target in (aten.detach.default, aten.detach_.default)
-                needs = not detached and any(source in found for source in node.all_input_nodes)
+                made_of = any(source in found for source in node.all_input_nodes)
+                needs = made_of and not detached and (is_on or _may_alias(node))
         if needs and (not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()):
             found.add(node)
     return frozenset(node.name for node in found if node.op != "output")
@@ -174,11 +177,17 @@ def _cast_operands(node: Node) -> None:
         node.args, node.kwargs = map_arg(node.args, cast), map_arg(node.kwargs, cast)
 
 
+def _may_alias(node: Node) -> bool:
+    """Whether a node may be what it is made of, or a part of it."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    return any(result.alias_info is not None for result in node.target._schema.returns)
+
+
 def _is_private(node: Node) -> bool:
     """Whether an operation in place changes a tensor that was just made and that nothing else reads."""
     x = node.args[0]
     if not isinstance(x, Node) or len(x.users) != 1 or not isinstance(x.target, torch._ops.OpOverload):
         return False
-    aliases = any(result.alias_info is not None for result in x.target._schema.returns)
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(x.target.name(), "CompositeImplicitAutograd")
-    return isinstance(recognize(x), Product) or (viewed(x) is None and not aliases and not composite)
+    return isinstance(recognize(x), Product) or (viewed(x) is None and not _may_alias(x) and not composite)

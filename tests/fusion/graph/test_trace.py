@@ -91,6 +91,19 @@ def test_what_needs_a_gradient_follows_the_arguments():
     }  # fmt: skip
 
 
+def test_nothing_that_is_computed_without_gradients_needs_one():
+    def function(x, a):
+        with torch.no_grad():
+            frozen = x @ a
+            x.add_(1)
+            with torch.enable_grad():
+                inner = x @ a
+        return frozen, inner, x * 2
+
+    needing = trace(function, [X, A], {}).needs_gradient([X.clone().requires_grad_(), A])
+    assert needing == {"arg0_1", "add_", "matmul_1", "mul"}
+
+
 def test_writes_into_what_was_just_made_are_none():
     def function(x, a, b):
         y = x @ a
