@@ -6,7 +6,7 @@ Source: not in the paper.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast, get_args
 
 import torch
@@ -34,6 +34,7 @@ def feed_forward(
     activation: Activation,
     gated: bool = False,
     executor: str = DEFAULT,
+    otherwise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """down(activation(up(x))) of every row by its expert; gated, down(activation(first half) * second half).
 
@@ -50,6 +51,7 @@ def feed_forward(
         activation: Its name.
         gated: Whether the first map has two halves.
         executor: Name of what runs the chains.
+        otherwise: Computes the result where the executor refuses the maps by themselves too; None leaves them to torch.
 
     Returns:
         rows_RM of results, in the dtype they were computed in.
@@ -72,8 +74,11 @@ def feed_forward(
     if is_run_grouped(form_of(whole), _of(whole, values), counts, executor):
         return run(whole, values)
     linear = last_alone(whole)
+    first_map = {"C": rows_RM, "D": up_EGM, "bias_E": up_EG}
+    if otherwise is not None and not is_run_grouped(form_of(linear), _of(linear, first_map), counts, executor):
+        return otherwise()
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows_RM, up_EGM, down_EMH)):
-        hidden_RG = run(linear, {"C": rows_RM, "D": up_EGM, "bias_E": up_EG})
+        hidden_RG = run(linear, first_map)
         first, *second = hidden_RG.chunk(2, dim=-1) if gated else (hidden_RG,)
         hidden_RH = functools.reduce(torch.mul, second, KNOWN[activation](first))
     else:

@@ -3,6 +3,8 @@
 R: rows sorted by expert, M: model width
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,7 +31,7 @@ class FusedExperts(moe_pipeline.FeedForwardExperts):
         )  # fmt: skip
 
     def forward(self, rows_RM: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Compute every row by the expert that owns it; with dropout between the maps, by torch.
+        """Compute every row by the expert that owns it; where there is dropout or no kernel, as the layer did.
 
         Args:
             rows_RM: Rows sorted by expert.
@@ -38,11 +40,20 @@ class FusedExperts(moe_pipeline.FeedForwardExperts):
         Returns:
             rows_RM of results.
         """
+        as_before = partial(super().forward, rows_RM, counts)
         if self.training and self.dropout.p > 0:
-            return super().forward(rows_RM, counts)
+            return as_before()
         up, down = self.up, self.down
         return feed_forward(
-            rows_RM, counts, up.weight, up.bias, down.weight, down.bias, activation=self.name, gated=self.gated
+            rows_RM,
+            counts,
+            up.weight,
+            up.bias,
+            down.weight,
+            down.bias,
+            activation=self.name,
+            gated=self.gated,
+            otherwise=as_before,
         )
 
 

@@ -63,6 +63,25 @@ def test_a_chain_that_is_refused_runs_map_by_map(executor):
     assert {len(chain.products) for chain in executor.ran} == {1}
 
 
+def test_where_no_kernel_runs_the_callers_own_way_does(executor):
+    experts = FeedForwardExperts(4, 6, 8, activation="gelu")
+    rows, asked = torch.randn(9, 6), []
+
+    def otherwise():
+        asked.append(True)
+        return experts(rows, COUNTS)
+
+    up, down = experts.up, experts.down
+    for most, times in ((2, 0), (1, 0), (0, 1)):
+        executor.refuses = lambda chain, needs, most=most: "too long" if len(chain.products) > most else None
+        executors.call.cache_clear()
+        feed_forward(
+            rows, COUNTS, up.weight, up.bias, down.weight, down.bias,
+            activation="gelu", executor="experts", otherwise=otherwise,
+        )  # fmt: skip
+        assert len(asked) == times
+
+
 def test_autocast_computes_in_its_dtype(executor):
     experts = FeedForwardExperts(4, 6, 8, activation="relu")
     rows = torch.randn(9, 6).requires_grad_()
