@@ -36,6 +36,11 @@ TASK_CYCLES = 600  # of a block: what handing it to a thread costs
 STAGE_CYCLES = {"add": 1.0, "mul": 1.0, "mask": 2.0, "relu": 1.0, "exp_minus": 14.0, "relu_grad": 2.0}
 FUNCTION_CYCLES = 22.0  # of an activation or the derivative of one
 EXP_CYCLES = 12.0
+CUT_ENTRIES = 35  # of a row, computed though they are masked: half of a register block
+FP32_BYTES = 4
+VALUE_PASSES = 3
+NEAR_BYTES_PER_CYCLE = 64  # of a core's second cache
+FAR_BYTES_PER_CYCLE = 12  # of the cache that cores share
 FAR_SHARE = 0.1  # of what is read again, that comes from memory and not from the cores' common cache
 
 
@@ -123,26 +128,40 @@ class CpuModel:
         width = self.device.warp_size
         if statement.kind == "C":
             rows, cols, depth = self._clipped(_shape(chain, statement.tensor), tiles)
-            return times * self._kept(statement.tensor, tiles) * _tile_cycles(rows, cols, depth, micro, width)
+            near = _tile_cycles(rows, cols, depth, micro, width)
+            return times * self._kept(statement.tensor) * (near + self._far_cycles(rows, cols, depth, micro))
         if statement.kind == "F":
             rows, cols, _ = self._clipped(_shape(chain, statement.tensor), tiles)
             cost, row_cost = _pass_cycles(chain, statement.tensor)
-            kept = self._kept(statement.tensor, tiles)
+            kept = self._kept(statement.tensor)
             return times * kept * rows * (row_cost + cost * math.ceil(cols / width))
         return 0.0
+
+    def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int]) -> float:
+        """What it adds that tiles do not stay in a core's cache: all rows pass by for every panel of columns, all
+        columns for every block of rows, and a value is written, changed and read."""
+        width = self.device.warp_size
+        passes = {
+            FP32_BYTES * rows * depth: math.ceil(cols / (micro[1] * width)) - 1,
+            FP32_BYTES * cols * depth: math.ceil(rows / micro[0]) - 1,
+            FP32_BYTES * rows * cols: VALUE_PASSES,
+        }
+        room = self.device.shared_bytes_per_block / 2
+        return sum(size * times / FAR_BYTES_PER_CYCLE for size, times in passes.items() if size > room) + (
+            FP32_BYTES * rows * cols * VALUE_PASSES / NEAR_BYTES_PER_CYCLE
+        )
 
     def _clipped(self, shape: tuple[str, str, str], tiles: Mapping[str, int]) -> tuple[int, int, int]:
         row, column, over = (min(tiles[letter], self._sizes[letter]) for letter in shape)
         return row, column, over
 
-    def _kept(self, value: str, tiles: Mapping[str, int]) -> float:
+    def _kept(self, value: str) -> float:
         """The share of a value's tiles that a causal mask leaves, its own or that of what it sums over."""
         share = 1.0
         for stage in self.chain.stages:
             if isinstance(stage, Causal) and {stage.row, stage.column} <= set(compute_letters(self.chain, value)):
                 row, column = self._sizes[stage.row], self._sizes[stage.column]
-                edge = (min(tiles[stage.row], row) + min(tiles[stage.column], column)) / 2
-                share = min(share, min(1.0, (row / 2 + edge / 2 + max(stage.diagonal, 0)) / column if column else 1.0))
+                share = min(share, (row / 2 + max(stage.diagonal, 0) + CUT_ENTRIES) / column)
         return share
 
     def _far_bytes(self, repeat: Repeats, tiles: Mapping[str, int], rounds: Mapping[str, int]) -> float:

@@ -10,10 +10,12 @@ from fusion.emit.causal import vanishing
 from fusion.emit.cpp.elementwise import stage_lines
 from fusion.emit.cpp.storage import Storage
 from fusion.emit.softmax import Online
+from fusion.plan.prune import online_reader
 from fusion.plan.stages import Causal, Elementwise, Softmax, operands
 from fusion.plan.statements import Statement, product_of
 
 INDENT = "  "
+LOG2_E = 1.4426950408889634
 Changes = Sequence[Elementwise | Causal]
 
 
@@ -117,6 +119,8 @@ class StatementText:
             f"{storage.ld(value)}, "
             f"{row}_len, {column}_len, {over}_len, {add});"
         )
+        for name in (name for name, reader in self._deferred.items() if reader == value):
+            yield self._on_rows("divide_rows", value, f"{name}_total")
 
     def _limit(self, value: str, left: str) -> str:
         """What of a product a causal mask leaves: of the value itself, or of the left operand that it sums over."""
@@ -179,19 +183,22 @@ class StatementText:
         """What leads to it is computed twice, for the maximum and for the exponents, rather than written."""
         online = value in self.online
         peak, total, factor = (self.rows(kind, value) for kind in ("peak", "total", "factor"))
+        scale, changes = _leading_scale(changes)
         lines = ["V peaks = splat(-INF);"]
         lines += self._over_vectors(value, changes, ["peaks = max(peaks, select(inside, x, splat(-INF)));"])
-        lines.append(f"float* const peak = {peak} + r;" if online else f"{value}_peak[r] = max(peaks);")
+        largest = f"max(peaks) * {scale!r}f" if scale != 1.0 else "max(peaks)"
+        lines.append(f"float* const peak = {peak} + r;" if online else f"{value}_peak[r] = {largest};")
         if online:
             lines += [
-                "const float top = std::max(*peak, max(peaks));",
+                f"const float top = std::max(*peak, {largest});",
                 f"({factor})[r] = correction(*peak, top);",
                 "*peak = top;",
             ]
         else:
             lines.append(f"const float top = {value}_peak[r];")
-        lines += ["const V shift = splat(finite(top));", "V totals = splat(0.0f);"]
-        after = ["x = select(inside, exp(x - shift), splat(0.0f));", "totals = totals + x;", "store(row + c, x);"]
+        lines += [f"const V shift = splat(finite(top) * {-LOG2_E!r}f);", "V totals = splat(0.0f);"]
+        exponent = f"exp2_below(fma(x, splat({scale * LOG2_E!r}f), shift))"
+        after = [f"x = select(inside, {exponent}, splat(0.0f));", "totals = totals + x;", "store(row + c, x);"]
         lines += self._over_vectors(value, changes, after)
         if online:
             lines.append(f"({total})[r] = ({total})[r] * ({factor})[r] + sum(totals);")
@@ -199,8 +206,16 @@ class StatementText:
             lines.append(f"{value}_total[r] = sum(totals);")
         yield from self._over_rows(value, lines)
         if not online:
-            yield self._on_rows("divide_rows", value, f"{value}_total")
+            if value not in self._deferred:
+                yield self._on_rows("divide_rows", value, f"{value}_total")
             yield from self.store_lse(value)
+
+    @property
+    def _deferred(self) -> dict[str, str]:
+        """Softmaxes in one tile that their only reader divides by: its sums are fewer than the softmax's entries."""
+        chain = self.storage.chain
+        stages = [stage for stage in chain.stages if isinstance(stage, Softmax) and stage.x not in self.online]
+        return {stage.x: reader for stage in stages if (reader := online_reader(chain, stage)) is not None}
 
     def _over_rows(self, value: str, lines: Sequence[str]) -> Iterator[str]:
         storage, row = self.storage, self.storage.row(value)
@@ -223,6 +238,15 @@ class StatementText:
             lines += stage_lines(stage, storage, row, column)
         body = [INDENT + line for line in (*lines, *after)]
         return [f"vectors({length}, [&](int64_t c, auto inside) {{", *body, "});"]
+
+
+def _leading_scale(changes: Changes) -> tuple[float, Changes]:
+    """A positive number by which a softmax's entries are multiplied first, which their maximum can be too."""
+    match changes:
+        case [Elementwise(operation="mul", operand=float(scale)), *others] if scale > 0 and not others:
+            return scale, others
+        case _:
+            return 1.0, changes
 
 
 def packed_index(storage: Storage, name: str) -> str:

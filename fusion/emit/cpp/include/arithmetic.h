@@ -21,6 +21,15 @@ inline V exp(V x) {
   return scale(polynomial(r, P, 6), n);
 }
 
+// 2^x for an x that is not much above 0, as those of a softmax are; likewise 2e-9.
+inline V exp2_below(V x) {
+  static const float P[] = {1.0f,           0.6931472057f,  0.2402264689f,  0.05550328777f,
+                            0.009618488958f, 0.001339993122f, 0.0001534581181f};
+  x = max(splat(-200.0f), x);
+  const V n = round(x);
+  return scale(polynomial(x - n, P, 6), n);
+}
+
 inline V sigmoid(V x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
 
 // The standard normal distribution at -z for z >= 0: e^(-z^2/2) times a polynomial in 1 / (1 + 0.3 z), 4e-8 off.

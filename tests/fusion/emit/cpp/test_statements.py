@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from fusion import attention
 from fusion.emit.cpp.kernel import emit
 from fusion.plan.schedule import schedule
@@ -14,11 +16,14 @@ def test_an_online_softmax_keeps_its_rows_and_corrects_the_sums_before_they_grow
     assert order == sorted(order)
 
 
-def test_a_softmax_that_one_tile_holds_is_divided_in_place():
+def test_a_softmax_that_one_tile_holds_is_divided_by_its_reader_or_in_place():
     chain = attention(M=64, N=64, K=64, H=64)
     source = emit(chain, schedule(chain, "mn(k,h)", TILES | {"N": 64})).source
-    assert "divide_rows(C_tile" in source
+    assert source.index("product<6, 4>(Full(), C_tile") < source.index("divide_rows(E_tile, 80, M_len, H_len, C_total")
     assert "multiply_rows" not in source
+    alone = replace(chain, dims=chain.dims[:3], inputs=chain.inputs[:2], stages=chain.stages[:3])
+    source = emit(alone, schedule(alone, "mnk", {"M": 16, "N": 64, "K": 64})).source
+    assert "divide_rows(C_tile" in source
 
 
 def test_a_causal_mask_cuts_rows_products_and_sums():
