@@ -28,7 +28,8 @@ class StudySection:
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rate by task, where it is not trainer.learning_rate."""
     folder: str | None = None
-    """Where finished runs are kept and found again; null takes outputs/studies/<name>."""
+    """Where finished runs are kept and found again; null takes outputs/studies/<name>. With record=true they also go to
+    scripts/results/studies, where they are found too."""
     only_finished: bool = False
     """Whether to train nothing, and to report the runs that are there."""
     held_out_tokens: int = 512

@@ -2,19 +2,22 @@
 
 expert inputs -> projectors -> base step -> projected step
 
-    config.py      OMoEConfig, every choice of the method
-    experts.py     which parameters of a model are experts' linears
-    schedule.py    accumulating and orthogonal phases
-    inputs.py      mean inputs of experts, observed by hooks
-    projector.py   space=input: projectors from mean inputs, and the others' projector
-    subspace.py    space=update: the span of the other experts' changes
-    control.py     controls: smaller steps, random directions, own directions
-    base_step.py   the base optimizer's finished step, decoupled decay apart
-    state.py       what is remembered of every expert linear
-    optimizer.py   OMoE around any torch optimizer
-    diversity.py   how different experts are
-    rivals.py      losses by which others keep experts apart
-    reference.py   the meaning, one matrix at a time
+    config.py       OMoEConfig, every choice of the method
+    schedule.py     accumulating and orthogonal phases
+    spread.py       experts spread over ranks
+    experts.py      which parameters of a model are experts' linears
+    inputs.py       mean inputs of experts, observed by hooks
+    projector.py    space=input: projectors from mean inputs, and the others' projector
+    low_rank.py     the same with a few columns instead of a square matrix
+    subspace.py     space=update: the span of the other experts' changes
+    control.py      controls: smaller steps, random directions, own directions
+    base_step.py    the base optimizer's finished step, decoupled decay apart
+    state.py        what is remembered of every expert linear
+    input_space.py  space=input: steps and mean inputs of one linear
+    optimizer.py    OMoE around any torch optimizer
+    diversity.py    how different experts are
+    rivals.py       losses by which others keep experts apart
+    reference.py    the meaning, one matrix at a time
 """
 
 from omoe.config import OMoEConfig

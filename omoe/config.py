@@ -9,7 +9,7 @@ Combine = Literal["mean", "load", "union"]
 Linears = Literal["both", "up", "down"]
 Control = Literal["none", "length", "random", "own"]
 
-INPUT_ONLY = ("alpha", "combine", "refresh_in_orthogonal")
+INPUT_ONLY = ("alpha", "combine", "refresh_in_orthogonal", "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class OMoEConfig:
     """OWM's constant, in squared units of a mean input; small forgets slowly and freezes. Only for space=input."""
     combine: Combine = "mean"
     """Others' projector: their mean, their mean weighted by tokens so far, or that of their union. Only space=input."""
+    rank: int | None = None
+    """Columns that are kept of every projector, which bounds its memory; None keeps it exact. Only for space=input."""
     refresh_in_orthogonal: bool = True
     """Whether orthogonal steps refresh the projectors too. Only for space=input."""
     control: Control = "none"
@@ -44,8 +46,10 @@ class OMoEConfig:
         for name, choices in (("space", Space), ("combine", Combine), ("linears", Linears), ("control", Control)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(get_args(choices))}")
-        for name, least in (("period", 1), ("first_orthogonal_step", 0)):
+        for name, least in (("period", 1), ("first_orthogonal_step", 0), ("rank", 1)):
             value = getattr(self, name)
+            if name == "rank" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: give an integer of at least {least}")
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float):

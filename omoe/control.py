@@ -36,16 +36,18 @@ def random_like(change_EK: Tensor, *, seed: int) -> Tensor:
     return drawn_EK * (change_EK != 0).any(1, keepdim=True)
 
 
-def rotated(removed_EII: Tensor, *, seed: int) -> Tensor:
-    """The matrices in another basis, the inputs permuted and signs flipped at random: equal spectrum, other directions.
+def rotation(d_in: int, *, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Another basis: an order of the inputs and their signs, drawn at random. Projectors keep their spectrum in it.
+
+    Returns:
+        (I,) int64 and (I,) of 1 and -1 in the dtype of `like`.
 
     Source: our definition, section 10: a random projector of equal trace.
     """
-    d_in = removed_EII.shape[1]
-    generator = torch.Generator(removed_EII.device).manual_seed(seed)
-    order_I = torch.randperm(d_in, generator=generator, device=removed_EII.device)
-    sign_I = torch.randint(2, (d_in,), generator=generator, device=removed_EII.device).to(removed_EII.dtype) * 2 - 1
-    return removed_EII[:, order_I][:, :, order_I] * sign_I[:, None] * sign_I
+    generator = torch.Generator(like.device).manual_seed(seed)
+    order_I = torch.randperm(d_in, generator=generator, device=like.device)
+    sign_I = torch.randint(2, (d_in,), generator=generator, device=like.device).to(like.dtype) * 2 - 1
+    return order_I, sign_I
 
 
 def along_own(step_EK: Tensor, change_EK: Tensor) -> Tensor:

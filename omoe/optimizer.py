@@ -1,6 +1,6 @@
 """OMoE: any torch optimizer, whose finished step keeps every expert out of the other experts' subspace.
 
-Shapes: E experts, O output features, I input features, K = O * I.
+Shapes: E experts of this rank, N experts of all ranks, O output features, I input features, K = O * I.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,19 +13,12 @@ from torch.optim import Optimizer
 
 from omoe.base_step import base_step_EOI, decay_share
 from omoe.config import OMoEConfig
-from omoe.control import along_own, random_like, rotated, seed_of, shortened
+from omoe.control import along_own, random_like, seed_of, shortened
 from omoe.experts import ExpertLinear, expert_weights, select_linears
+from omoe.input_space import others_trace, rank_error, refresh, removed
 from omoe.inputs import MeanInputs
-from omoe.projector import (
-    SYMMETRISE_EVERY,
-    complements,
-    refreshed,
-    removed_by_others,
-    seen_means,
-    symmetrised,
-    trace_share,
-)
-from omoe.schedule import phase, refreshes
+from omoe.schedule import Cycles, Schedule
+from omoe.spread import ExpertGroup
 from omoe.state import LinearState, initial_state, loaded_state
 from omoe.subspace import WeightRows, project, removed_by_span
 
@@ -43,11 +36,15 @@ class OMoE(Optimizer):
         config: Every choice of the method.
         process_group: For space=input with data-parallel ranks: the ranks that hold copies of these experts; their
             mean inputs are averaged over it. space=update needs none: equal weights give equal projections.
+        expert_group: Where experts are spread: the ranks over which one copy of all experts lies, each with as many, in
+            the order of the ranks. What the others' projectors need travels in every orthogonal step.
+        schedule: The phases; None takes the config's cycles.
 
     Raises:
         TypeError: base is no torch optimizer.
         ValueError: An expert linear is alone, nameless among others, not held by base or without modules to observe
-            (space=input); there is none; base has an unknown kind of weight decay; there are ranks but no group.
+            (space=input); there is none; base has an unknown kind of weight decay; there are ranks but no group
+            (space=input).
 
     Source: OMoE (arXiv:2310.09762) for the phases and the base optimizer; our definition, section 4, for the rest.
     """
@@ -59,13 +56,17 @@ class OMoE(Optimizer):
         config: OMoEConfig,
         *,
         process_group: dist.ProcessGroup | None = None,
+        expert_group: dist.ProcessGroup | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"base: got {type(base).__name__}; give a torch.optim.Optimizer, such as torch.optim.AdamW")
         self.base = base
         self.config = config
         self.expert_linears = select_linears(expert_linears, config.linears)
-        _check_linears(self.expert_linears, base, config)
+        self.ranks = ExpertGroup(expert_group)
+        self.schedule: Schedule = schedule or Cycles(config.period, config.first_orthogonal_step)
+        _check_linears(self.expert_linears, base, config, num_ranks=self.ranks.size)
         self.num_steps = 0
         self.linear_state: dict[str, LinearState] = {}
         self._before: dict[str, Tensor] = {}
@@ -93,7 +94,7 @@ class OMoE(Optimizer):
         if not self.linear_state:
             self.linear_state = {linear.name: initial_state(linear, self.config) for linear in self.expert_linears}
         before: dict[str, Tensor] = {}
-        if phase(self.num_steps, self.config) == "orthogonal":
+        if self._orthogonal():
             before = {linear.name: self._copied(linear) for linear in self.expert_linears}
         loss = self.base.step() if closure is None else self.base.step(closure)
         if before:
@@ -119,16 +120,15 @@ class OMoE(Optimizer):
     @torch.no_grad()
     def _project(self, linear: ExpertLinear, before_EOI: Tensor, decay_shares: Sequence[float]) -> None:
         state = self.linear_state[linear.name]
-        if self.config.space == "update" and self.config.control == "none":
+        if self.config.space == "update" and self.config.control == "none" and self.ranks.group is None:
             state["removed_energy_E"] = project(_rows(linear, before_EOI, state["start_EOI"], decay_shares)).float()
             return
-        if self.config.space == "update":
-            change_EK = (before_EOI - state["start_EOI"]).flatten(1)
-            step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
+        change_EK = (before_EOI - state["start_EOI"]).flatten(1) if self.config.space == "update" else None
+        step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
+        if change_EK is not None:
             removed_EOI = self._along_changes(linear, step_EOI.flatten(1), change_EK).view_as(step_EOI)
         else:
-            step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
-            removed_EOI = step_EOI @ self._removed_inputs(linear).to(step_EOI.dtype)
+            removed_EOI = removed(step_EOI, state, self.config, ranks=self.ranks, seed=self._seed(linear))
         if self.config.control == "length":
             removed_EOI = shortened(step_EOI, removed_EOI)
         torch._foreach_sub_(expert_weights(linear), removed_EOI.unbind(0))
@@ -138,17 +138,10 @@ class OMoE(Optimizer):
     def _along_changes(self, linear: ExpertLinear, step_EK: Tensor, change_EK: Tensor) -> Tensor:
         if self.config.control == "own":
             return along_own(step_EK, change_EK)
+        change_NK = self.ranks.gather(change_EK)
         if self.config.control == "random":
-            change_EK = random_like(change_EK, seed=self._seed(linear))
-        return removed_by_span(step_EK, change_EK)
-
-    def _removed_inputs(self, linear: ExpertLinear) -> Tensor:
-        state = self.linear_state[linear.name]
-        projector_EII, num_tokens_E = state["projector_EII"], state["num_tokens_E"]
-        if self.config.control == "own":
-            return complements(projector_EII)
-        removed_EII = removed_by_others(projector_EII, num_tokens_E, combine=self.config.combine)
-        return rotated(removed_EII, seed=self._seed(linear)) if self.config.control == "random" else removed_EII
+            change_NK = random_like(change_NK, seed=self._seed(linear))
+        return removed_by_span(step_EK, change_NK, own=self.ranks.own(len(step_EK)))
 
     def _seed(self, linear: ExpertLinear) -> int:
         return seed_of(self.num_steps, [other.name for other in self.expert_linears], linear.name)
@@ -161,16 +154,14 @@ class OMoE(Optimizer):
                     f"space='input': {linear.name!r} has gradients, but no forward of its modules in training mode was "
                     "observed. Call the experts' linears as modules, after model.train(); or use space='update'"
                 )
-        if not refreshes(self.num_steps, self.config):
+        if self._orthogonal() and not self.config.refresh_in_orthogonal:
             inputs.discard()
             return
         for name, taken in inputs.take().items():
-            state = self.linear_state[name]
-            seen_EIM = seen_means(taken.mean_EI, combine=self.config.combine)
-            state["projector_EII"] = refreshed(state["projector_EII"], seen_EIM, alpha=self.config.alpha)
-            state["num_tokens_E"] = state["num_tokens_E"] + taken.num_tokens_E
-            if (self.num_steps + 1) % SYMMETRISE_EVERY == 0:
-                state["projector_EII"] = symmetrised(state["projector_EII"])
+            refresh(self.linear_state[name], taken, self.config, ranks=self.ranks, num_steps=self.num_steps + 1)
+
+    def _orthogonal(self) -> bool:
+        return self.schedule.phase(self.num_steps) == "orthogonal"
 
     def removed_energy(self) -> dict[str, Tensor]:
         """Share of every expert's step that the latest orthogonal step took out, in squared norm.
@@ -197,9 +188,20 @@ class OMoE(Optimizer):
         if self.config.space != "input":
             raise ValueError(f"space={self.config.space!r} has no projector matrix: use removed_energy()")
         return {
-            name: trace_share(state["projector_EII"], state["num_tokens_E"], combine=self.config.combine)
+            name: others_trace(state, self.config, ranks=self.ranks)[self.ranks.own(len(state["num_tokens_E"]))]
             for name, state in self.linear_state.items()
         }
+
+    def rank_error(self) -> dict[str, Tensor]:
+        """How far each expert's projector can be from the exact one, in operator norm, for what its rank dropped.
+
+        Returns:
+            (E,) float64 by expert linear. Empty before the first step, and for space=update.
+
+        Source: our definition; see low_rank.error_bound.
+        """
+        states = self.linear_state.items() if self.config.space == "input" else ()
+        return {name: rank_error(state, self.config) for name, state in states}
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict, with OMoE's own state under "omoe"; tensors are not copied.
@@ -245,13 +247,13 @@ def _energy(step_EOI: Tensor) -> Tensor:
     return torch.linalg.vector_norm(step_EOI, dim=(1, 2)).double().square()
 
 
-def _check_linears(linears: Sequence[ExpertLinear], base: Optimizer, config: OMoEConfig) -> None:
+def _check_linears(linears: Sequence[ExpertLinear], base: Optimizer, config: OMoEConfig, *, num_ranks: int) -> None:
     names = [linear.name for linear in linears]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expert_linears: got the names {names}; give at least one, each with a name of its own")
     groups = {id(parameter): group for group in base.param_groups for parameter in group["params"]}
     for linear in linears:
-        if linear.num_experts < 2:
+        if linear.num_experts * num_ranks < 2:
             raise ValueError(
                 f"expert_linears: {linear.name!r} has one expert, and no other to keep out of; leave it out"
             )

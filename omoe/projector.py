@@ -3,14 +3,17 @@
 P takes an expert's own mean inputs out, Q those of the other experts; I - Q, what a step loses, is what is computed,
 since it is exactly zero as long as no input was seen.
 
-Shapes: E experts, J experts (the second of a pair), O output features, I input features, M mean inputs.
+Shapes: E experts of this rank, N experts of all ranks, J experts (the second of a pair), O output features,
+I input features, M mean inputs.
 """
 
 import torch
 from torch import Tensor
 
 from omoe.config import Combine
+from omoe.spread import ExpertGroup
 
+ALONE = ExpertGroup()
 SYMMETRISE_EVERY = 1000
 """Steps after which a projector is made symmetric again."""
 
@@ -85,21 +88,36 @@ def others_share(num_tokens_E: Tensor, *, combine: Combine) -> Tensor:
     return torch.where(total_E > 0, weight_EJ / total_E.clamp(min=1), equal_EJ)
 
 
-def removed_by_others(projector_EII: Tensor, num_tokens_E: Tensor, *, combine: Combine) -> Tensor:
-    """I - Q for every expert: what the others' projector takes out of a step, as a matrix on the input side.
+def removed_by_others(
+    step_EOI: Tensor, projector_EII: Tensor, num_tokens_N: Tensor, *, combine: Combine, ranks: ExpertGroup = ALONE
+) -> Tensor:
+    """What the others' projector takes out of every expert's step: U (I - Q).
 
     Args:
-        projector_EII: Projectors made by `refreshed` from `seen_means` of the same `combine`.
-        num_tokens_E: Tokens of every expert so far.
+        step_EOI: Finished steps of this rank's experts.
+        projector_EII: Their projectors, made by `refreshed` from `seen_means` of the same `combine`.
+        num_tokens_N: Tokens of every expert of all ranks so far.
         combine: How the others' projector is made.
+        ranks: Who shares the experts; of their matrices only the sum travels.
+
+    Returns:
+        (E, O, I).
 
     Source: our definition, section 4, item 2: Q[i] = sum over j != i of P[j] / (N - 1), or its alternatives.
     """
-    complement_EII = complements(projector_EII)
+    complement_EII = complements(projector_EII).to(step_EOI.dtype)
     if combine == "union":
-        return complement_EII
-    share_EJ = others_share(num_tokens_E, combine=combine).to(projector_EII.dtype)
-    return (share_EJ @ complement_EII.flatten(1)).view_as(complement_EII)
+        return step_EOI @ complement_EII
+    weight_N = (
+        num_tokens_N.to(step_EOI.dtype) if combine == "load" else torch.ones_like(num_tokens_N, dtype=step_EOI.dtype)
+    )
+    weight_E = weight_N[ranks.own(len(projector_EII))]
+    total_II = ranks.total(torch.einsum("e,eij->ij", weight_E, complement_EII))
+    removed_EOI = torch.empty_like(step_EOI)
+    for expert, others in enumerate((weight_N.sum() - weight_E).clamp(min=1)):  # without tokens, nothing is taken out
+        others_II = torch.sub(total_II, complement_EII[expert], alpha=float(weight_E[expert])).div_(others)
+        torch.mm(step_EOI[expert], others_II, out=removed_EOI[expert])
+    return removed_EOI
 
 
 def complements(projector_EII: Tensor) -> Tensor:
@@ -111,15 +129,17 @@ def complements(projector_EII: Tensor) -> Tensor:
     return torch.eye(d_in, dtype=projector_EII.dtype, device=projector_EII.device) - projector_EII
 
 
-def trace_share(projector_EII: Tensor, num_tokens_E: Tensor, *, combine: Combine) -> Tensor:
+def trace_share(trace_N: Tensor, num_tokens_N: Tensor, *, combine: Combine) -> Tensor:
     """trace(Q) / d of every expert: 1 leaves all directions, 0 none.
 
-    Args: as `removed_by_others`.
+    Args:
+        trace_N: trace(P) / d of every expert of all ranks, float64.
+        num_tokens_N: Tokens of every expert so far.
+        combine: How the others' projector is made.
 
     Returns:
-        (E,) float64.
+        (N,) float64.
 
     Source: our definition, section 4.2.
     """
-    trace_E = projector_EII.diagonal(dim1=1, dim2=2).double().mean(1)
-    return trace_E if combine == "union" else others_share(num_tokens_E, combine=combine) @ trace_E
+    return trace_N if combine == "union" else others_share(num_tokens_N, combine=combine) @ trace_N

@@ -1,7 +1,10 @@
 """What OMoE remembers of every expert linear, made new or taken from a checkpoint.
 
-    start_EOI         the weights before the first step (space=update)
-    projector_EII     the projectors, float32 (space=input)
+    start_EOI         the weights before the first step, once if all experts were copies (space=update)
+    projector_EII     the projectors, float32 (space=input, exact)
+    columns_EIW       what makes up the projectors, float32 (space=input with a rank); see low_rank.py
+    filled            how many columns are in use, int64
+    dropped_E         squared length that was dropped from them, float64
     num_tokens_E      tokens seen so far, int64 (space=input)
     removed_energy_E  share of the latest orthogonal step that was taken out, float32
 
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from omoe.config import OMoEConfig
 from omoe.experts import ExpertLinear, expert_weights
+from omoe.low_rank import num_columns
 
 LinearState = dict[str, Tensor]
 
@@ -28,10 +32,24 @@ def initial_state(linear: ExpertLinear, config: OMoEConfig) -> LinearState:
     device = linear.parameters[0].device
     state = {"removed_energy_E": torch.zeros(num_experts, device=device)}
     if config.space == "update":
-        return {**state, "start_EOI": torch.stack(expert_weights(linear))}
-    identity_EII = torch.eye(d_in, device=device).repeat(num_experts, 1, 1)
-    num_tokens_E = torch.zeros(num_experts, dtype=torch.int64, device=device)
-    return {**state, "projector_EII": identity_EII, "num_tokens_E": num_tokens_E}
+        return {**state, "start_EOI": _start(linear)}
+    state["num_tokens_E"] = torch.zeros(num_experts, dtype=torch.int64, device=device)
+    if config.rank is None:
+        return {**state, "projector_EII": torch.eye(d_in, device=device).repeat(num_experts, 1, 1)}
+    return {
+        **state,
+        "columns_EIW": torch.zeros(num_experts, d_in, num_columns(config.rank), device=device),
+        "filled": torch.zeros((), dtype=torch.int64),
+        "dropped_E": torch.zeros(num_experts, dtype=torch.float64, device=device),
+    }
+
+
+def _start(linear: ExpertLinear) -> Tensor:
+    """A copy of the weights, of one expert alone where all are equal, as they are after upcycling."""
+    weights = expert_weights(linear)
+    if all(torch.equal(weights[0], weight) for weight in weights[1:]):
+        return weights[0].clone()[None]
+    return torch.stack(weights)
 
 
 def loaded_state(
@@ -80,6 +98,8 @@ def _copied(linear: ExpertLinear, tensors: object, config: OMoEConfig) -> Linear
         )
     for name, like in wanted.items():
         tensor = tensors[name]
+        if name == "start_EOI" and isinstance(tensor, Tensor) and tensor.ndim == 3:  # whether copies then, not now
+            like = like[:1] if len(tensor) == 1 else like.expand(linear.shape_EOI)
         if not isinstance(tensor, Tensor) or tensor.shape != like.shape or tensor.dtype != like.dtype:
             came = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(

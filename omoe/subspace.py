@@ -1,6 +1,6 @@
 """space=update: the part of an expert's step that lies in the span of the other experts' accumulated changes.
 
-Shapes: E experts, J experts (the second of a pair), K values of one expert's flattened weight.
+Shapes: E experts, N experts of all ranks, J experts (the second of a pair), K values of one expert's flattened weight.
 """
 
 from collections.abc import Sequence
@@ -59,12 +59,13 @@ def others_coefficients(gram_EE: Tensor, overlap_EJ: Tensor, *, tolerance: float
     return (vectors_EJJ @ along_EJ[:, :, None])[:, :, 0] * scale_E * others_EJ
 
 
-def removed_by_span(step_EK: Tensor, change_EK: Tensor) -> Tensor:
+def removed_by_span(step_EK: Tensor, change_NK: Tensor, *, own: slice = slice(None)) -> Tensor:
     """The part of every expert's step that lies in the span of the other experts' changes.
 
     Args:
         step_EK: Finished steps, flattened.
-        change_EK: Accumulated changes W - W_0 before this step, flattened, in the dtype of the steps.
+        change_NK: Accumulated changes W - W_0 before this step, flattened, in the dtype of the steps.
+        own: Whose changes are those of the steps' experts, where these are not all.
 
     Returns:
         (E, K): the step less this is orthogonal to every other expert's change; zero where no other has changed.
@@ -72,10 +73,13 @@ def removed_by_span(step_EK: Tensor, change_EK: Tensor) -> Tensor:
     Source: our definition, update space (the paper's text gives none): "orthogonal to the subspace spanned by other
         experts", taken on the experts' own changes.
     """
-    num_experts = len(change_EK)
-    both = torch.cat([change_EK, step_EK])
-    coefficients_EJ, _ = coefficients_of(dot_products(both, change_EK), num_experts, eps=torch.finfo(both.dtype).eps)
-    return coefficients_EJ.to(change_EK.dtype) @ change_EK
+    num_experts = len(change_NK)
+    product = change_NK.new_zeros(2 * num_experts, num_experts, dtype=torch.float64)
+    product[:num_experts] = dot_products(change_NK, change_NK)
+    product[num_experts:][own] = dot_products(step_EK, change_NK)
+    coefficients_NJ, _ = coefficients_of(product, num_experts, eps=torch.finfo(step_EK.dtype).eps)
+    finite_NK = torch.where(coefficients_NJ.any(0)[:, None], change_NK, 0)
+    return coefficients_NJ[own].to(step_EK.dtype) @ finite_NK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class WeightRows:
     """
 
     start_EK: Tensor
-    """W_0."""
+    """W_0; one row where that was the same for all."""
     before_EK: Tensor
     """Before the step, in float32 or wider; `project` overwrites it."""
     after_K: Sequence[Tensor]

@@ -1,7 +1,7 @@
 import torch
 from closeness import assert_equal_up_to_rounding
 
-from omoe.control import along_own, random_like, rotated, seed_of, shortened
+from omoe.control import along_own, random_like, rotation, seed_of, shortened
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,15 +31,12 @@ def test_random_directions_span_as_much_and_repeat() -> None:
     assert not random_EK[1].any()
 
 
-def test_rotation_keeps_the_spectrum_and_changes_the_directions() -> None:
-    root_EII = drawn(2, 6, 6)
-    removed_EII = root_EII @ root_EII.mT
-    rotated_EII = rotated(removed_EII, seed=3)
-    assert_equal_up_to_rounding(
-        "spectrum", torch.linalg.eigvalsh(rotated_EII), torch.linalg.eigvalsh(removed_EII), roundings=64
-    )
-    assert not torch.equal(rotated_EII, removed_EII)
-    assert torch.equal(rotated_EII, rotated_EII.mT)
+def test_a_rotation_is_another_basis_that_repeats() -> None:
+    order_I, sign_I = rotation(6, seed=3, like=drawn(1))
+    assert sorted(order_I.tolist()) == list(range(6))
+    assert torch.equal(sign_I.abs(), torch.ones(6, dtype=torch.float64))
+    assert torch.equal(order_I, rotation(6, seed=3, like=drawn(1))[0])
+    assert not torch.equal(rotation(40, seed=3, like=drawn(1))[1], rotation(40, seed=4, like=drawn(1))[1])
 
 
 def test_along_own_is_the_projection_on_the_own_change() -> None:

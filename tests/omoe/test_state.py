@@ -19,7 +19,7 @@ def test_what_each_space_keeps() -> None:
     update = initial_state(linears[0], OMoEConfig())
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in update.items()} == {
         "removed_energy_E": (torch.float32, (NUM_EXPERTS,)),
-        "start_EOI": (torch.bfloat16, (NUM_EXPERTS, HIDDEN, MODEL)),
+        "start_EOI": (torch.bfloat16, (1, HIDDEN, MODEL)),
     }
     inputs = initial_state(linears[1], OMoEConfig(space="input"))
     assert inputs["projector_EII"].dtype == torch.float32

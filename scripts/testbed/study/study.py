@@ -17,10 +17,10 @@ from configs.typed import ConfigError
 from scripts.testbed import launch, networks, rows, threads
 from scripts.testbed.data import load
 from scripts.testbed.precision import resolve
-from scripts.testbed.study import features, methods, outcome, record
+from scripts.testbed.study import features, methods, outcome
 from scripts.testbed.study.examples import encode
 from scripts.testbed.study.network import UpperNetwork
-from scripts.testbed.study.record import Record
+from scripts.testbed.study.record import Record, Records, digest
 from scripts.testbed.study.training import Training
 from scripts.testbed.tasks.build import tokenizer_of
 
@@ -40,24 +40,28 @@ def run(config: Config, run: launch.Run) -> launch.Outcome:
     torch.set_num_threads(threads.chosen(config))
     for text in config.study.methods:
         methods.parse(text)
-    folder = _folder(config, run)
-    found: list[Record] = []
+    records = Records(_folder(config, run), rows.RESULTS / "studies" / f"{config.name.replace('/', '_')}.txt")
+    found: dict[str, Record] = {}
     digests: list[str] = []
     smoke = config.smoke and config.data.root is None
     for task in (config.study.smoke_task,) if smoke else config.study.tasks:
-        on_task = Task(config, task, folder)
+        on_task = Task(config, task, records)
         digests.append(on_task.data.sha256)
-        found += on_task.records()
+        found |= on_task.finish()
     if not found:
-        raise ConfigError(f"study.only_finished: got true, but {folder} holds no finished run of this experiment")
-    return outcome.outcome(config, found, data_sha256=digests[0] if len(digests) == 1 else _joined(digests))
+        raise ConfigError("study.only_finished: got true, but there is no finished run of this experiment")
+    if config.record:
+        records.commit(found)
+    return outcome.outcome(
+        config, list(found.values()), data_sha256=digests[0] if len(digests) == 1 else _joined(digests)
+    )
 
 
 @dataclass(frozen=True)
 class _Planned:
     method: str
     seed: int
-    path: Path
+    name: str
 
 
 class Task:
@@ -66,11 +70,11 @@ class Task:
     Args:
         config: The run's configuration.
         name: The data set.
-        folder: Where records are kept.
+        records: Of the study's finished runs.
     """
 
-    def __init__(self, config: Config, name: str, folder: Path) -> None:
-        self._config, self._name = config, name
+    def __init__(self, config: Config, name: str, records: Records) -> None:
+        self._config, self._name, self._records = config, name, records
         root = None if config.data.root is None else str(Path(config.data.root) / name)
         self.data = load(dataclasses.replace(config.data, name=name, root=root))
         study, trainer = config.study, config.trainer
@@ -81,21 +85,21 @@ class Task:
         )
         settings = self._settings()
         self._planned = [
-            _Planned(text, seed, record.path_of(folder, settings, task=name, method=text, seed=seed))
+            _Planned(text, seed, digest(settings, task=name, method=text, seed=seed))
             for seed in study.seeds
             for text in study.methods
         ]
 
-    def records(self) -> list[Record]:
-        """Every run of this data set, finished before or now."""
-        found = {plan: record.read(plan.path) for plan in self._planned}
-        missing = [plan for plan, known in found.items() if known is None]
+    def finish(self) -> dict[str, Record]:
+        """Every run of this data set by its name, finished before or now."""
+        found = {plan.name: self._records.get(plan.name) for plan in self._planned}
+        missing = [plan for plan in self._planned if found[plan.name] is None]
         logger.info("%s: %d of %d runs are finished", self._name, len(found) - len(missing), len(found))
         if missing and not self._config.study.only_finished:
             training = self._prepared()
             for plan in missing:
-                found[plan] = self._run(training, plan)
-        return [known for known in found.values() if known is not None]
+                found[plan.name] = self._run(training, plan)
+        return {name: known for name, known in found.items() if known is not None}
 
     def _run(self, training: Training, plan: _Planned) -> Record:
         method = methods.parse(plan.method)
@@ -110,7 +114,7 @@ class Task:
             device=rows.device(self._config.cluster.device),
             finished=finished,
         )
-        record.write(plan.path, done)
+        done = self._records.put(plan.name, done)
         shown = ", ".join(f"{metric} {value:.2f}" for metric, value in finished.scores.items())
         logger.info("%s, %s, seed %d: %s (%.0f s)", self._name, plan.method, plan.seed, shown, finished.seconds)
         return done
@@ -164,17 +168,17 @@ class Task:
         """What a run's figures depend on, besides data set, method and seed."""
         config = self._config
         model = dataclasses.asdict(config.model)
-        trainer = dataclasses.asdict(self._trainer)
-        for unused in ("threads", "log_every", "save_every", "keep_checkpoints", "early_stopping", "num_beams"):
-            trainer.pop(unused)
+        trainer = self._trainer
+        named = ("max_steps", "batch_tokens", "learning_rate", "warmup_steps", "weight_decay", "adam_beta2")
+        gate = config.moe.gate
         return {
+            "trainer": {name: getattr(trainer, name) for name in (*named, "max_grad_norm", "precision")},
+            "gate": [gate.kind, gate.num_experts, gate.top_k, gate.noise, gate.noise_std, gate.balance_weight],
             "data": self.data.sha256,
             "model": {"pretrained": model["pretrained"], "max_length": model["max_length"]}
             if config.model.pretrained
             else model,
-            "gate": dataclasses.asdict(config.moe.gate),
             "noise": config.moe.expert_noise_std,
-            "trainer": trainer,
             "frozen_layers": config.study.frozen_layers,
             "split": config.study.split,
             "held_out_tokens": config.study.held_out_tokens,

@@ -1,5 +1,6 @@
 """A study in small: every kind of task, resumed, and with methods that start alike."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import torch
 
 from configs.schema import Config, load
 from configs.typed import ConfigError
+from scripts.testbed import rows
 from scripts.testbed.launch import Outcome, Run, compose
-from scripts.testbed.study import record, study
+from scripts.testbed.study import study
+from scripts.testbed.study.record import Record, Records
 
 SENTENCES = ["the red house stands in Bonn", "a dog barks", "Anna lives in Rome", "we saw the sea", "Rome is old"]
 
@@ -69,13 +72,31 @@ def test_a_finished_run_is_kept_a_damaged_one_repeated_and_both_give_the_same(
     assert len(files) == 3
     files[0].write_text("{")
     repeated: list[str] = []
-    real = record.write
-    monkeypatch.setattr(record, "write", lambda path, done: (repeated.append(done.method), real(path, done)))
+    real = Records.put
+
+    def put(records: Records, name: str, done: Record) -> Record:
+        repeated.append(done.method)
+        return real(records, name, done)
+
+    monkeypatch.setattr(Records, "put", put)
     assert values(run(config, tmp_path)) == first
     assert len(repeated) == 1
     assert "run again" in caplog.text
     assert values(run(config, tmp_path)) == first
     assert len(repeated) == 1
+
+
+def test_committed_runs_are_found_without_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
+    config = dataclasses.replace(configured("study.methods=[adamw]", "trainer.max_steps=2"), smoke=False, record=True)
+    config = dataclasses.replace(
+        config, study=dataclasses.replace(config.study, tasks=("vader_movie",), folder=str(tmp_path / "runs"))
+    )
+    first = values(run(config, tmp_path))
+    for path in (tmp_path / "runs").iterdir():
+        path.unlink()
+    finished = dataclasses.replace(config, study=dataclasses.replace(config.study, only_finished=True))
+    assert values(run(finished, tmp_path)) == first
 
 
 def test_what_was_not_run_is_not_made_up(tmp_path: Path) -> None:
@@ -88,7 +109,8 @@ def test_methods_start_alike_and_differ_by_what_they_are(tmp_path: Path) -> None
     methods = "study.methods=[adamw,omoe,same_length,'expert_lr:factor=0.1',output_orthogonality]"
     config = configured(methods, "trainer.max_steps=4")
     run(config, tmp_path)
-    kept = [record.read(path) for path in (tmp_path / "runs").rglob("*.json")]
+    records = Records(tmp_path / "runs", tmp_path / "none")
+    kept = [records.get(path.stem) for path in (tmp_path / "runs").rglob("*.json")]
     losses = {done.method: done.finished.losses for done in kept if done is not None}
     assert losses["adamw"][:2] == losses["omoe"][:2] == losses["same_length"][:2]
     assert losses["adamw"][0] == losses["expert_lr:factor=0.1"][0] == losses["output_orthogonality"][0]

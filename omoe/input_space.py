@@ -1,0 +1,112 @@
+"""space=input: an expert linear's projectors, exact or of low rank, applied to steps and refreshed from mean inputs.
+
+Shapes: E experts of this rank, N experts of all ranks, O output features, I input features.
+"""
+
+import torch
+from torch import Tensor
+
+from omoe.config import OMoEConfig
+from omoe.control import rotation
+from omoe.inputs import MeanInput
+from omoe.low_rank import appended, error_bound, factors, removed_by_factors
+from omoe.projector import (
+    SYMMETRISE_EVERY,
+    complements,
+    others_share,
+    refreshed,
+    removed_by_others,
+    seen_means,
+    symmetrised,
+    trace_share,
+)
+from omoe.spread import ExpertGroup
+from omoe.state import LinearState
+
+
+def removed(step_EOI: Tensor, state: LinearState, config: OMoEConfig, *, ranks: ExpertGroup, seed: int = 0) -> Tensor:
+    """What an orthogonal step takes out of the base optimizer's, or what the control takes out instead.
+
+    Args:
+        step_EOI: The finished steps of this rank's experts.
+        state: Of the linear.
+        config: How the others' projector is made.
+        ranks: Who shares the experts.
+        seed: Of the random control.
+
+    Returns:
+        (E, O, I).
+
+    Source: our definition, section 4, item 4.
+    """
+    if config.control == "random":
+        order_I, sign_I = rotation(step_EOI.shape[2], seed=seed, like=step_EOI)
+        turned_EOI = _removed(step_EOI[:, :, order_I] * sign_I, state, config, ranks)
+        return (turned_EOI * sign_I)[:, :, order_I.argsort()]
+    return _removed(step_EOI, state, config, ranks)
+
+
+def _removed(step_EOI: Tensor, state: LinearState, config: OMoEConfig, ranks: ExpertGroup) -> Tensor:
+    tokens_N = ranks.gather(state["num_tokens_E"])
+    own = ranks.own(len(step_EOI))
+    if config.rank is None:
+        if config.control == "own":
+            return step_EOI @ complements(state["projector_EII"]).to(step_EOI.dtype)
+        return removed_by_others(step_EOI, state["projector_EII"], tokens_N, combine=config.combine, ranks=ranks)
+    factor_EIW = factors(state["columns_EIW"], alpha=config.alpha).to(step_EOI.dtype)
+    if config.control == "own" or config.combine == "union":
+        return (step_EOI @ factor_EIW) @ factor_EIW.mT
+    share_NN = others_share(tokens_N, combine=config.combine)
+    return removed_by_factors(step_EOI, ranks.gather(factor_EIW), share_NN[own])
+
+
+def refresh(state: LinearState, taken: MeanInput, config: OMoEConfig, *, ranks: ExpertGroup, num_steps: int) -> None:
+    """Let the projectors take in the mean inputs of a step.
+
+    Args:
+        state: Of the linear; its tensors are replaced.
+        taken: What this rank's experts saw.
+        config: OWM's constant, and how the others' projector is made.
+        ranks: Who shares the experts; for the union, mean inputs travel.
+        num_steps: Steps, this one included.
+
+    Source: our definition, section 4, the last loop of the pseudo-code.
+    """
+    own = ranks.own(len(taken.mean_EI))
+    mean_NI = ranks.gather(taken.mean_EI) if config.combine == "union" else taken.mean_EI
+    seen_EIM = seen_means(mean_NI, combine=config.combine)
+    if config.combine == "union":
+        seen_EIM = seen_EIM[own]
+    state["num_tokens_E"] = state["num_tokens_E"] + taken.num_tokens_E
+    if config.rank is None:
+        state["projector_EII"] = refreshed(state["projector_EII"], seen_EIM, alpha=config.alpha)
+        if num_steps % SYMMETRISE_EVERY == 0:
+            state["projector_EII"] = symmetrised(state["projector_EII"])
+        return
+    columns_EIW, filled, dropped_E = appended(
+        state["columns_EIW"], int(state["filled"]), state["dropped_E"], seen_EIM, rank=config.rank
+    )
+    state |= {"columns_EIW": columns_EIW, "filled": torch.tensor(filled), "dropped_E": dropped_E}
+
+
+def others_trace(state: LinearState, config: OMoEConfig, *, ranks: ExpertGroup) -> Tensor:
+    """trace(Q) / d of every expert of all ranks, (N,) float64.
+
+    Source: our definition, section 4.2.
+    """
+    if config.rank is None:
+        trace_E = state["projector_EII"].diagonal(dim1=1, dim2=2).double().mean(1)
+    else:
+        factor_EIW = factors(state["columns_EIW"], alpha=config.alpha).double()
+        trace_E = 1 - factor_EIW.square().sum((1, 2)) / factor_EIW.shape[1]
+    return trace_share(ranks.gather(trace_E), ranks.gather(state["num_tokens_E"]), combine=config.combine)
+
+
+def rank_error(state: LinearState, config: OMoEConfig) -> Tensor:
+    """How far each expert's I - P can be from the exact one, in operator norm; 0 for the exact form.
+
+    Source: our definition; see low_rank.error_bound.
+    """
+    if config.rank is None:
+        return torch.zeros(len(state["num_tokens_E"]), dtype=torch.float64)
+    return error_bound(state["dropped_E"], alpha=config.alpha)
