@@ -9,6 +9,7 @@ expert inputs -> projectors -> base step -> projected step
     inputs.py       mean inputs of experts, observed by hooks
     projector.py    space=input: projectors from mean inputs, and the others' projector
     low_rank.py     the same with a few columns instead of a square matrix
+    cost.py         memory, arithmetic and traffic, known before the first step
     subspace.py     space=update: the span of the other experts' changes
     control.py      controls: smaller steps, random directions, own directions
     base_step.py    the base optimizer's finished step, decoupled decay apart
@@ -21,8 +22,9 @@ expert inputs -> projectors -> base step -> projected step
 """
 
 from omoe.config import OMoEConfig
+from omoe.cost import cost
 from omoe.diversity import change_cosine, expert_outputs, mean_pairwise, output_cosine, variation
-from omoe.experts import ExpertLinear, find_expert_linears, projector_bytes
+from omoe.experts import ExpertLinear, find_expert_linears
 from omoe.optimizer import OMoE
 
 __all__ = [
@@ -30,10 +32,10 @@ __all__ = [
     "OMoE",
     "OMoEConfig",
     "change_cosine",
+    "cost",
     "expert_outputs",
     "find_expert_linears",
     "mean_pairwise",
     "output_cosine",
-    "projector_bytes",
     "variation",
 ]

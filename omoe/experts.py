@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from omoe.config import Linears, OMoEConfig
+from omoe.config import Linears
 
 STACKED = re.compile(r"(?:.*\.)?experts\.[^.]+")
 LISTED = re.compile(r"(?P<experts>(?:.*\.)?experts)\.(?P<expert>\d+)\.(?P<linear>[^.]+)")
@@ -72,6 +72,15 @@ def expert_weights(linear: ExpertLinear) -> tuple[Tensor, ...]:
     if linear.is_stacked:
         return linear.parameters[0].detach().unbind(0)
     return tuple(parameter.detach() for parameter in linear.parameters)
+
+
+def equal_experts(linear: ExpertLinear) -> bool:
+    """Whether all experts have the same weights, as they have after upcycling.
+
+    Source: not in the paper.
+    """
+    weights = expert_weights(linear)
+    return all(torch.equal(weights[0], weight) for weight in weights[1:])
 
 
 def stacked_EOI(linear: ExpertLinear) -> Tensor:  # noqa: N802 (shape letters)
@@ -163,23 +172,3 @@ def select_linears(expert_linears: Sequence[ExpertLinear], linears: Linears) -> 
         names = [linear.name for linear in expert_linears]
         raise ValueError(f"linears={linears!r}: none of {names} is one of {sorted(wanted)}; set linears='both'")
     return selected
-
-
-def projector_bytes(expert_linears: Sequence[ExpertLinear], config: OMoEConfig) -> int:
-    """Memory that OMoE keeps, in bytes: what its optimizer adds to the base optimizer's state.
-
-    Args:
-        expert_linears: From `find_expert_linears`.
-        config: Its space and linears decide: a float32 (d_in, d_in) matrix per expert for space=input, a copy of the
-            start weights for space=update.
-
-    Source: our definition, section 9 (overhead, our arithmetic).
-    """
-    total_bytes = 0
-    for linear in select_linears(expert_linears, config.linears):
-        num_experts, d_out, d_in = linear.shape_EOI
-        if config.space == "input":
-            total_bytes += num_experts * d_in * d_in * torch.float32.itemsize
-        else:
-            total_bytes += num_experts * d_out * d_in * linear.parameters[0].dtype.itemsize
-    return total_bytes

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from omoe.base_step import base_step_EOI, decay_share
 from omoe.config import OMoEConfig
 from omoe.control import along_own, random_like, seed_of, shortened
-from omoe.experts import ExpertLinear, expert_weights, select_linears
+from omoe.cost import Cost, cost
+from omoe.experts import ExpertLinear, equal_experts, expert_weights, select_linears
 from omoe.input_space import others_trace, rank_error, refresh, removed
 from omoe.inputs import MeanInputs
 from omoe.schedule import Cycles, Schedule
@@ -76,6 +77,14 @@ class OMoE(Optimizer):
         if config.space == "input":
             _check_process_group(process_group)
             self.inputs = MeanInputs(self.expert_linears, process_group=process_group)
+
+    def cost(self) -> Cost:
+        """Memory, arithmetic and traffic beside the base optimizer's, known before the first step.
+
+        Source: our definition, section 9.
+        """
+        copies = all(equal_experts(linear) for linear in self.expert_linears)
+        return cost(self.expert_linears, self.config, copies=copies)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of the base optimizer, projected if the schedule says so.

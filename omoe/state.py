@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from omoe.config import OMoEConfig
-from omoe.experts import ExpertLinear, expert_weights
+from omoe.experts import ExpertLinear, equal_experts, expert_weights
 from omoe.low_rank import num_columns
 
 LinearState = dict[str, Tensor]
@@ -47,9 +47,7 @@ def initial_state(linear: ExpertLinear, config: OMoEConfig) -> LinearState:
 def _start(linear: ExpertLinear) -> Tensor:
     """A copy of the weights, of one expert alone where all are equal, as they are after upcycling."""
     weights = expert_weights(linear)
-    if all(torch.equal(weights[0], weight) for weight in weights[1:]):
-        return weights[0].clone()[None]
-    return torch.stack(weights)
+    return weights[0].clone()[None] if equal_experts(linear) else torch.stack(weights)
 
 
 def loaded_state(

@@ -23,6 +23,7 @@ from scripts.testbed.benchmarks import (
     moe_model_accuracy,
     moe_overlap,
     moe_single,
+    omoe_overhead,
 )
 
 SUBJECTS: dict[str, launch.Verb] = {
@@ -45,6 +46,7 @@ SUBJECTS: dict[str, launch.Verb] = {
     "moe_model_accuracy": moe_model_accuracy.bench,
     "moe_overlap": moe_overlap.bench,
     "moe_single": moe_single.bench,
+    "omoe_overhead": omoe_overhead.bench,
 }
 
 

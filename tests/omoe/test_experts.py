@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from omoe import ExpertLinear, OMoEConfig, find_expert_linears, projector_bytes
+from omoe import ExpertLinear, find_expert_linears
 from omoe.experts import expert_weights, select_linears, stacked_EOI
 from tests.omoe.small_moe import HIDDEN, MODEL, NUM_EXPERTS, GroupedLinear, ListedExpert, SmallMoE, StackedExperts
 
@@ -87,12 +87,3 @@ def test_ambiguous_names_are_refused_only_when_it_matters() -> None:
     up_only = find_expert_linears(SmallMoE())[:1]
     with pytest.raises(ValueError, match="linears='down': none of"):
         select_linears(up_only, "down")
-
-
-def test_projector_bytes_counts_what_is_kept() -> None:
-    found = find_expert_linears(SmallMoE())
-    assert projector_bytes(found, OMoEConfig(space="input")) == 4 * NUM_EXPERTS * (MODEL**2 + HIDDEN**2)
-    assert projector_bytes(found, OMoEConfig(space="input", linears="up")) == 4 * NUM_EXPERTS * MODEL**2
-    assert projector_bytes(found, OMoEConfig()) == 2 * 4 * NUM_EXPERTS * MODEL * HIDDEN
-    half = find_expert_linears(SmallMoE().bfloat16())
-    assert projector_bytes(half, OMoEConfig()) == 2 * 2 * NUM_EXPERTS * MODEL * HIDDEN

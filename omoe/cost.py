@@ -1,0 +1,96 @@
+"""What OMoE takes beside the base optimizer, known before it starts: memory, arithmetic and traffic.
+
+Shapes: E experts of this rank, O output features, I input features, W columns of a projector of low rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from omoe.config import OMoEConfig
+from omoe.experts import ExpertLinear, select_linears
+from omoe.low_rank import num_columns
+
+FLOAT_BYTES = torch.float32.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Sums over the projected linears of one process.
+
+    Source: our definition, section 9 (overhead, our arithmetic).
+    """
+
+    state_bytes: int
+    """Kept between steps and in checkpoints."""
+    scratch_bytes: int
+    """Kept between steps, not in checkpoints: the weights before an orthogonal step."""
+    flops_per_step: float
+    """Multiplications and additions, averaged over a cycle."""
+    moved_bytes_per_step: float
+    """Memory that is read or written, averaged over a cycle."""
+
+    def seconds_per_step(self, *, flops_per_s: float, bytes_per_s: float) -> float:
+        """Time on a device whose arithmetic and memory traffic do not overlap.
+
+        Source: not in the paper.
+        """
+        return self.flops_per_step / flops_per_s + self.moved_bytes_per_step / bytes_per_s
+
+    def __str__(self) -> str:
+        """In words, for a log; not in the paper."""
+        return (
+            f"state {self.state_bytes / 1e6:.1f} MB, scratch {self.scratch_bytes / 1e6:.1f} MB, "
+            f"{self.flops_per_step / 1e9:.2f} GFLOP and {self.moved_bytes_per_step / 1e9:.2f} GB of traffic a step"
+        )
+
+
+def cost(expert_linears: Sequence[ExpertLinear], config: OMoEConfig, *, copies: bool = True) -> Cost:
+    """What OMoE will take.
+
+    Args:
+        expert_linears: From `find_expert_linears`; parameters on the meta device do.
+        config: Every choice of the method.
+        copies: Whether all experts of a linear are equal at the start, as after upcycling; their start is then kept
+            once.
+
+    Source: our definition, section 9.
+    """
+    parts = [_linear(linear, config, copies=copies) for linear in select_linears(expert_linears, config.linears)]
+    return Cost(
+        state_bytes=sum(part.state_bytes for part in parts),
+        scratch_bytes=sum(part.scratch_bytes for part in parts),
+        flops_per_step=sum(part.flops_per_step for part in parts),
+        moved_bytes_per_step=sum(part.moved_bytes_per_step for part in parts),
+    )
+
+
+def _linear(linear: ExpertLinear, config: OMoEConfig, *, copies: bool) -> Cost:
+    num_experts, d_out, d_in = linear.shape_EOI
+    weight_bytes = num_experts * d_out * d_in * linear.parameters[0].dtype.itemsize
+    step_values = num_experts * d_out * d_in
+    copy_bytes = step_values * FLOAT_BYTES + weight_bytes  # read the weights, write the copy
+    if config.space == "update":
+        start_bytes = weight_bytes // num_experts if copies else weight_bytes
+        # products: copy, start and weights are read, the change written; then change and weights read, weights written
+        traffic = 3 * step_values * FLOAT_BYTES + 3 * weight_bytes + start_bytes
+        products = 2 * (2 * num_experts) ** 2 + 2 * num_experts**2
+        return Cost(
+            state_bytes=start_bytes + num_experts * FLOAT_BYTES,
+            scratch_bytes=step_values * FLOAT_BYTES,
+            flops_per_step=(products * d_out * d_in) / config.period,
+            moved_bytes_per_step=(copy_bytes + traffic) / config.period,
+        )
+    columns = d_in if config.rank is None else num_columns(config.rank)
+    state_bytes = num_experts * d_in * columns * FLOAT_BYTES
+    applied = 2 * step_values * d_in if config.rank is None else 4 * step_values * num_experts * columns
+    refresh_bytes = 2 * state_bytes if config.rank is None else num_experts * d_in * FLOAT_BYTES
+    refresh_flops = 4 * num_experts * d_in * columns if config.rank is None else 0
+    traffic = state_bytes + 3 * step_values * FLOAT_BYTES + 3 * weight_bytes
+    return Cost(
+        state_bytes=state_bytes + num_experts * (FLOAT_BYTES + torch.int64.itemsize),
+        scratch_bytes=step_values * FLOAT_BYTES,
+        flops_per_step=applied / config.period + refresh_flops,
+        moved_bytes_per_step=(copy_bytes + traffic) / config.period + refresh_bytes,
+    )
