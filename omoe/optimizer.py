@@ -238,16 +238,14 @@ class OMoE(Optimizer):
 
 
 def _rows(linear: ExpertLinear, before_EOI: Tensor, start_EOI: Tensor, decay_shares: Sequence[float]) -> WeightRows:
-    """One row per expert; decay and whether there was a step are those of the parameter that holds the expert."""
-    per_parameter = linear.num_experts // len(linear.parameters)
+    shape = (-1, before_EOI[0].numel())
     return WeightRows(
         start_EK=start_EOI.flatten(1),
         before_EK=before_EOI.flatten(1),
-        after_K=[weight_OI.view(-1) for weight_OI in expert_weights(linear)],
-        kept_share_E=[
+        after=[parameter.detach().view(shape) for parameter in linear.parameters],
+        kept_shares=[
             None if parameter.grad is None else 1 - share
             for parameter, share in zip(linear.parameters, decay_shares, strict=True)
-            for _ in range(per_parameter)
         ],
     )
 

@@ -93,10 +93,10 @@ class WeightRows:
     """W_0; one row where that was the same for all."""
     before_EK: Tensor
     """Before the step, in float32 or wider; `project` overwrites it."""
-    after_K: Sequence[Tensor]
-    """After it: views of the model's own memory."""
-    kept_share_E: Sequence[float | None]
-    """What decoupled decay left of a weight, 1 - lr * weight_decay; None for an expert that was not stepped."""
+    after: Sequence[Tensor]
+    """After it: views of the model's own memory, (E, K) in one tensor or several with the rows of some experts each."""
+    kept_shares: Sequence[float | None]
+    """What decoupled decay left of the weights in each of them, 1 - lr * weight_decay; None where nothing stepped."""
 
 
 def project(rows: WeightRows) -> Tensor:
@@ -113,36 +113,40 @@ def project(rows: WeightRows) -> Tensor:
     Source: as `removed_by_span`; the blocks are not in the paper.
     """
     num_experts, num_values = rows.before_EK.shape
-    product = rows.before_EK.new_zeros(2 * num_experts, 2 * num_experts, dtype=torch.float64)
-    both = rows.before_EK.new_empty(2 * num_experts, min(COLUMNS, num_values))
+    parts = [len(after) for after in rows.after]
+    product = rows.before_EK.new_zeros(2 * num_experts, num_experts, dtype=torch.float64)
+    step_energy_E = rows.before_EK.new_zeros(num_experts, dtype=torch.float64)
+    buffer = rows.before_EK.new_empty(num_experts, min(COLUMNS, num_values))
     for first in range(0, num_values, COLUMNS):
         columns = slice(first, min(first + COLUMNS, num_values))
-        block = both[:, : columns.stop - first]
-        before_EB, change_EB, step_EB = rows.before_EK[:, columns], block[:num_experts], block[num_experts:]
-        change_EB.copy_(before_EB).sub_(rows.start_EK[:, columns])
-        for step_B, before_B, after_K, kept in zip(step_EB, before_EB, rows.after_K, rows.kept_share_E, strict=True):
+        step_EB, before_EB = buffer[:, : columns.stop - first], rows.before_EK[:, columns]
+        pieces = zip(step_EB.split(parts), before_EB.split(parts), rows.after, rows.kept_shares, strict=True)
+        for step_B, before_B, after, kept in pieces:
             if kept is None:
                 step_B.zero_()
+            elif after.dtype == step_B.dtype:
+                torch.sub(after[:, columns], before_B, alpha=kept, out=step_B)
             else:
-                step_B.copy_(after_K[columns]).sub_(before_B, alpha=kept)
-        before_EB.copy_(change_EB)
-        product += block @ block.T
-    coefficients_EJ, energy_E = coefficients_of(product, num_experts, eps=torch.finfo(both.dtype).eps)
-    step_energy_E = product.diagonal()[num_experts:]
-    _subtract(rows, coefficients_EJ.to(both.dtype), out=both[:num_experts])
+                step_B.copy_(after[:, columns]).sub_(before_B, alpha=kept)
+        change_EB = before_EB.sub_(rows.start_EK[:, columns])
+        product[:num_experts] += change_EB @ change_EB.T
+        product[num_experts:] += step_EB @ change_EB.T
+        step_energy_E += torch.linalg.vecdot(step_EB, step_EB)
+    coefficients_EJ, energy_E = coefficients_of(product, num_experts, eps=torch.finfo(buffer.dtype).eps)
+    _subtract(rows, coefficients_EJ.to(buffer.dtype), buffer)
     return torch.where(step_energy_E > 0, energy_E / step_energy_E, 0)
 
 
-def _subtract(rows: WeightRows, coefficients_EJ: Tensor, *, out: Tensor) -> None:
+def _subtract(rows: WeightRows, coefficients_EJ: Tensor, buffer: Tensor) -> None:
     change_EK = rows.before_EK
     broken = ~coefficients_EJ.any(0)  # nobody's projection needs these changes, which may hold what is not a number
     if broken.any():
         change_EK[broken] = 0
     for first in range(0, change_EK.shape[1], COLUMNS):
         columns = slice(first, min(first + COLUMNS, change_EK.shape[1]))
-        removed_EB = torch.mm(coefficients_EJ, change_EK[:, columns], out=out[:, : columns.stop - first])
-        for after_K, removed_B in zip(rows.after_K, removed_EB, strict=True):
-            after_K[columns].sub_(removed_B)
+        removed_EB = torch.mm(coefficients_EJ, change_EK[:, columns], out=buffer[:, : columns.stop - first])
+        for after, removed_B in zip(rows.after, removed_EB.split([len(part) for part in rows.after]), strict=True):
+            after[:, columns].sub_(removed_B)
 
 
 def coefficients_of(product: Tensor, num_experts: int, *, eps: float) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,7 @@ def rows_of(seed: int, size: int, kept: list[float | None], dtype: torch.dtype) 
             after_EK[expert] = share * before_EK[expert] + step_EK[expert]
     start_EK = start_EK.to(dtype)
     expected_EK = after_EK - removed_by_span(step_EK, before_EK - start_EK)
-    rows = WeightRows(start_EK=start_EK, before_EK=before_EK, after_K=list(after_EK), kept_share_E=kept)
+    rows = WeightRows(start_EK=start_EK, before_EK=before_EK, after=list(after_EK.split(1)), kept_shares=kept)
     return rows, expected_EK
 
 
@@ -130,16 +130,16 @@ def rows_of(seed: int, size: int, kept: list[float | None], dtype: torch.dtype) 
 def test_blocks_give_what_the_plain_path_gives(seed: int, size: int) -> None:
     rows, expected_EK = rows_of(seed, size, [0.9, 0.9, None, 1.0], torch.float64)
     removed_E = project(rows)
-    actual_EK = torch.stack(list(rows.after_K))
+    actual_EK = torch.cat(list(rows.after))
     assert_equal_up_to_rounding("weights", actual_EK, expected_EK, roundings=1000)
     assert removed_E[2] == 0
 
 
 def test_the_share_taken_out_is_what_is_missing() -> None:
     rows, _ = rows_of(3, 500, [1.0, 1.0, 1.0], torch.float64)
-    before_EK, after_EK = rows.before_EK.clone(), torch.stack(list(rows.after_K))
+    before_EK, after_EK = rows.before_EK.clone(), torch.cat(list(rows.after))
     removed_E = project(rows)
-    missing_EK = after_EK - torch.stack(list(rows.after_K))
+    missing_EK = after_EK - torch.cat(list(rows.after))
     share_E = missing_EK.square().sum(1) / (after_EK - before_EK).square().sum(1)
     assert_equal_up_to_rounding("share", removed_E, share_E, roundings=10_000)
 
@@ -147,13 +147,13 @@ def test_the_share_taken_out_is_what_is_missing() -> None:
 def test_an_expert_that_is_not_a_number_neither_spreads_nor_holds_back() -> None:
     rows, _ = rows_of(4, 300, [1.0, 1.0, 1.0], torch.float64)
     rows.before_EK[0, 7] = torch.nan
-    rows.after_K[0][7] = torch.nan
-    untouched_EK = torch.stack(list(rows.after_K))
+    rows.after[0][0, 7] = torch.nan
+    untouched_EK = torch.cat(list(rows.after))
     alone, _ = rows_of(4, 300, [1.0, 1.0, 1.0], torch.float64)
     alone.before_EK[0] = alone.start_EK[0]
     removed_E, expected_E = project(rows), project(alone)
-    assert torch.equal(torch.stack(list(rows.after_K))[0].nan_to_num(), untouched_EK[0].nan_to_num())
+    assert torch.equal(torch.cat(list(rows.after))[0].nan_to_num(), untouched_EK[0].nan_to_num())
     for expert in (1, 2):
-        assert torch.equal(rows.after_K[expert], alone.after_K[expert])
+        assert torch.equal(rows.after[expert], alone.after[expert])
     assert removed_E[0] == 0
     assert torch.equal(removed_E[1:], expected_E[1:])
