@@ -106,11 +106,6 @@ class Config:
             raise ValueError(
                 f"moe.expert_ranks: got {spread}, accepts a divisor of cluster.num_ranks={self.cluster.num_ranks}"
             )
-        if self.omoe.enabled:
-            raise ValueError(
-                f"omoe.enabled: got true with moe.expert_ranks={spread}; accepts false (omoe=off), for a rank sees its "
-                "own experts alone and could not keep them apart from the others, or moe.expert_ranks=1"
-            )
 
 
 def register_defaults() -> None:

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from omoe.config import Linears
 
 STACKED = re.compile(r"(?:.*\.)?experts\.[^.]+")
+HELD = re.compile(r"(?:.*\.)?experts")
 LISTED = re.compile(r"(?P<experts>(?:.*\.)?experts)\.(?P<expert>\d+)\.(?P<linear>[^.]+)")
-UP_NAMES = frozenset({"up", "up_proj", "gate", "gate_proj", "fc1", "linear1", "w1", "w3", "wi"})
+Observed = Literal["rows", "choices", "inside"]
+UP_NAMES = frozenset({"up", "up_proj", "gate", "gate_proj", "gate_up_proj", "fc1", "linear1", "w1", "w3", "wi"})
 DOWN_NAMES = frozenset({"down", "down_proj", "fc2", "linear2", "w2", "wo"})
 
 
@@ -35,6 +38,9 @@ class ExpertLinear:
     """One stacked (E, O, I) parameter, or E parameters (O, I) in expert order."""
     modules: tuple[nn.Module, ...]
     """Whose inputs to observe: one module called with (rows, counts), or E modules called with their expert's rows."""
+    observed: Observed = "rows"
+    """What those modules are called with: rows as above; choices, tokens (T, I) and their experts (T, K), as in Hugging
+    Face's classes; or inside, where this linear's inputs never pass a module's door."""
 
     def __post_init__(self) -> None:
         """Check the form of the parameters."""
@@ -100,6 +106,8 @@ def find_expert_linears(model: nn.Module) -> tuple[ExpertLinear, ...]:
         model: Any module. Looked for, in the order of `model.named_modules()`, are
             - stacked: a module `...experts.<linear>` with a parameter `weight` of shape (experts, d_out, d_in) and a
               forward that takes (rows, counts), the rows sorted by expert;
+            - held: a module `...experts` with parameters (experts, d_out, d_in) of its own and a forward that takes
+              tokens and their experts: Mixtral, Qwen-MoE and OLMoE of Hugging Face;
             - listed: an `nn.Linear` `...experts.<number>.<linear>` for every number of the `nn.ModuleList` `experts`.
 
     Returns:
@@ -112,7 +120,10 @@ def find_expert_linears(model: nn.Module) -> tuple[ExpertLinear, ...]:
     """
     found: dict[str, list[nn.Module]] = {}
     sizes: dict[str, int] = {}
+    held: dict[str, ExpertLinear] = {}
     for name, module in model.named_modules():
+        if HELD.fullmatch(name):
+            held |= {linear.name: linear for linear in _held(name, module)}
         listed = LISTED.fullmatch(name)
         if STACKED.fullmatch(name) and _takes_rows_and_counts(module):
             found[name], sizes[name] = [module], 1
@@ -122,7 +133,7 @@ def find_expert_linears(model: nn.Module) -> tuple[ExpertLinear, ...]:
                 listed_name = f"{listed['experts']}.{listed['linear']}"
                 found.setdefault(listed_name, []).append(module)
                 sizes[listed_name] = len(experts)
-    linears = []
+    linears = list(held.values())
     for name, modules in found.items():
         if len(modules) != sizes[name]:
             raise ValueError(
@@ -133,10 +144,28 @@ def find_expert_linears(model: nn.Module) -> tuple[ExpertLinear, ...]:
     if not linears:
         raise ValueError(
             f"model: no expert linear in {type(model).__name__}. Looked for modules '...experts.<linear>' with weight "
-            "(experts, d_out, d_in) and forward(rows, counts), and for nn.Linear '...experts.<number>.<linear>' in an "
-            "nn.ModuleList. Rename yours, or build ExpertLinear records by hand"
+            "(experts, d_out, d_in) and forward(rows, counts), for parameters '...experts.<linear>' of that shape, and "
+            "for nn.Linear '...experts.<number>.<linear>' in an nn.ModuleList. Rename yours, or build ExpertLinear "
+            "records by hand"
         )
     return tuple(linears)
+
+
+def _held(name: str, module: nn.Module) -> list[ExpertLinear]:
+    """The linears of experts whose module holds the stacked weights itself; biases have another shape."""
+    if getattr(module, "is_transposed", False):
+        raise ValueError(
+            f"model: {name!r} ({type(module).__name__}) keeps its weights as (experts, d_in, d_out); accepted are "
+            "(experts, d_out, d_in)"
+        )
+    linears = []
+    for own, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim == 3:
+            observed: Observed = "choices" if own in UP_NAMES else "inside"
+            linears.append(
+                ExpertLinear(name=f"{name}.{own}", parameters=(parameter,), modules=(module,), observed=observed)
+            )
+    return linears
 
 
 def _takes_rows_and_counts(module: nn.Module) -> bool:

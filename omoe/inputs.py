@@ -103,7 +103,13 @@ class MeanInputs:
             return
         self._observed.add(linear.name)
         sum_EI, num_tokens_E = self._buffers(linear)
-        if linear.is_stacked:
+        if linear.observed == "choices":
+            tokens_TI, expert_TK = _tokens_and_choices(linear, inputs)
+            for index in range(linear.num_experts):
+                chosen_T = (expert_TK == index).any(1)
+                sum_EI[index] += tokens_TI[chosen_T].sum(0, dtype=torch.float32)
+                num_tokens_E[index] += chosen_T.sum()
+        elif linear.is_stacked:
             rows_RI, counts = _rows_and_counts(linear, inputs)
             for index, expert_rows_RI in enumerate(rows_RI.split(counts)):
                 sum_EI[index] += expert_rows_RI.sum(0, dtype=torch.float32)
@@ -130,6 +136,18 @@ def _rows(linear: ExpertLinear, inputs: tuple[object, ...]) -> Tensor:
             f"inputs of {linear.name!r}: got {came}; its first positional input must be rows (..., {d_in})"
         )
     return inputs[0].flatten(0, -2) if inputs[0].ndim > 1 else inputs[0][None]
+
+
+def _tokens_and_choices(linear: ExpertLinear, inputs: tuple[object, ...]) -> tuple[Tensor, Tensor]:
+    tokens_TI = _rows(linear, inputs)
+    expert_TK = inputs[1] if len(inputs) > 1 else None
+    if not isinstance(expert_TK, Tensor) or expert_TK.is_floating_point() or len(expert_TK) != len(tokens_TI):
+        came = tuple(expert_TK.shape) if isinstance(expert_TK, Tensor) else type(expert_TK).__name__
+        raise ValueError(
+            f"choices of {linear.name!r}: got {came}; its second positional input must be the experts of each of its "
+            f"{len(tokens_TI)} tokens, integers of shape (tokens, choices)"
+        )
+    return tokens_TI, expert_TK
 
 
 def _rows_and_counts(linear: ExpertLinear, inputs: tuple[object, ...]) -> tuple[Tensor, list[int]]:

@@ -264,6 +264,11 @@ def _check_linears(linears: Sequence[ExpertLinear], base: Optimizer, config: OMo
             raise ValueError(
                 f"expert_linears: {linear.name!r} has one expert, and no other to keep out of; leave it out"
             )
+        if config.space == "input" and linear.observed == "inside":
+            raise ValueError(
+                f"space='input': nobody can see the inputs of {linear.name!r}, which are made inside "
+                f"{type(linear.modules[0]).__name__}; set linears='up', or space='update'"
+            )
         if config.space == "input" and len(linear.modules) != len(linear.parameters):
             raise ValueError(
                 f"expert_linears: {linear.name!r} has {len(linear.modules)} modules for {len(linear.parameters)} "

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from transformers.trainer_callback import PrinterCallback
 
 import omoe
 from configs.schema import Config
+from moe_pipeline import MoELayer
 from moe_pipeline.parallel import clip_grad_norm, exclude_experts, gather_state, local_state
+from omoe.experts import stacked_EOI
 from scripts.testbed import checkpoints
 from scripts.testbed.batches import EpochRows, TokenBatches
 from scripts.testbed.precision import resolve
@@ -95,7 +98,7 @@ class QuartetTrainer(Seq2SeqTrainer):
         return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW of the library; around it OMoE, where the network has experts that are all here."""
+        """AdamW of the library; around it OMoE, where the network has experts."""
         optimizer = super().create_optimizer(model)
         if self._spread and self.is_deepspeed_enabled:
             from scripts.testbed.deepspeed_experts import split_groups
@@ -103,8 +106,16 @@ class QuartetTrainer(Seq2SeqTrainer):
             optimizer.param_groups[:] = split_groups(optimizer.param_groups)
         if self._orthogonal:
             experts = omoe.find_expert_linears(self.model.network)
-            ranks = dist.group.WORLD if self.args.world_size > 1 else None
-            self.optimizer = optimizer = omoe.OMoE(optimizer, experts, self._config.omoe, process_group=ranks)
+            spread = next((layer.ranks for layer in self.model.modules() if isinstance(layer, MoELayer)), None)
+            world = dist.group.WORLD if self.args.world_size > 1 else None
+            self.optimizer = optimizer = omoe.OMoE(
+                optimizer,
+                experts,
+                self._config.omoe,
+                process_group=world if spread is None else spread.replicas,
+                expert_group=None if spread is None else spread.experts,
+            )
+            logger.info("OMoE: %s", optimizer.cost())
         return optimizer
 
     def compute_loss(
@@ -132,7 +143,26 @@ class QuartetTrainer(Seq2SeqTrainer):
             self._terms.clear()
             self._num_terms = 0
             logs |= self.progress()
+            logs |= self._orthogonality()
         super().log(logs, start_time)
+
+    def _orthogonality(self) -> dict[str, float]:
+        """What OMoE has taken out of the latest orthogonal step, and how alike the experts' changes are by now."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # the library wraps it
+        if not isinstance(optimizer, omoe.OMoE) or not optimizer.linear_state:
+            return {}
+        found = {"omoe_removed_energy": _mean(optimizer.removed_energy().values())}
+        if self._spread:
+            return found  # the rest needs the experts of all ranks
+        if optimizer.config.space == "input":
+            return {**found, "omoe_trace_share": _mean(optimizer.trace_share().values())}
+        cosines = [
+            omoe.mean_pairwise(
+                omoe.change_cosine(stacked_EOI(linear), optimizer.linear_state[linear.name]["start_EOI"])
+            )
+            for linear in optimizer.expert_linears
+        ]
+        return {**found, "omoe_change_cosine": _mean(cosines)}
 
     def progress(self) -> dict[str, float]:
         """Seconds spent and tokens trained on (of the target, or of a text to classify) since the run first began."""
@@ -220,6 +250,10 @@ class QuartetTrainer(Seq2SeqTrainer):
             logger.warning("%s is not used: %s; the last weights are evaluated", best, reason)
             return
         self._load_from_checkpoint(best)
+
+
+def _mean(values: Iterable[Tensor]) -> float:
+    return float(torch.stack([value.double().mean() for value in values]).mean())
 
 
 def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:

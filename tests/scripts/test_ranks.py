@@ -30,7 +30,7 @@ ENVIRONMENT = {
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
             "--rdzv-endpoint", "localhost:0"]  # fmt: skip
 DEMO = ["experiment=quartet/demo", "debug=smoke", "cluster=cpu_2ranks", "baselines=[]"]
-SPREAD = ["omoe=off", "moe.expert_ranks=2", "moe.pipeline.num_chunks=2", "data.max_eval=4"]
+SPREAD = ["moe.expert_ranks=2", "moe.pipeline.num_chunks=2", "data.max_eval=4"]
 
 
 def ranks(folder: Path, *settings: str, killed_at: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -64,7 +64,9 @@ def losses(checkpoint: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "settings", [["omoe.space=input"], ["trainer.deepspeed=zero2", "omoe=off"]], ids=["DDP with OMoE", "ZeRO-2"]
+    "settings",
+    [["omoe.space=input"], SPREAD, ["trainer.deepspeed=zero2", "omoe=off"]],
+    ids=["DDP with OMoE", "spread experts with OMoE", "ZeRO-2"],
 )
 def test_two_ranks_train_as_one_run(settings: list[str], tmp_path: Path) -> None:
     assert summary(ranks(tmp_path, *settings))["final_loss"] > 0
@@ -75,7 +77,7 @@ def test_two_ranks_train_as_one_run(settings: list[str], tmp_path: Path) -> None
 def test_spread_experts_are_saved_whole_and_a_killed_run_ends_as_if_it_had_not_been(
     deepspeed: str, tmp_path: Path
 ) -> None:
-    settings = (*SPREAD, f"trainer.deepspeed={deepspeed}")
+    settings = (*SPREAD, "omoe=off" if deepspeed == "zero2" else "omoe=on", f"trainer.deepspeed={deepspeed}")
     folders = [tmp_path / "uninterrupted", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
