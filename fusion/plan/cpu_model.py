@@ -138,8 +138,7 @@ class CpuModel:
         return 0.0
 
     def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int]) -> float:
-        """What it adds that tiles do not stay in a core's cache: all rows pass by for every panel of columns, all
-        columns for every block of rows, and a value is written, changed and read."""
+        """What it adds that tiles are far: rows pass by for every panel, columns for every block, values three times."""
         width = self.device.warp_size
         passes = {
             FP32_BYTES * rows * depth: math.ceil(cols / (micro[1] * width)) - 1,

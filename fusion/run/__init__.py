@@ -19,7 +19,6 @@ instructions -> build -> native -> calibrate -> cpu -> planned
     build.py      C++ -> a library in the cache folder
     native.py     a C++ kernel on tensors
     proof.py      whether a kernel is right, against the reference
-    rival.py      the fastest that torch has for a chain
     calibrate.py  the device file of this CPU, measured
     cpu.py        what runs a chain on a CPU: planned, compiled, proved, measured beside torch
     planned.py    the executor for whatever device tensors are on

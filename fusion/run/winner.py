@@ -35,11 +35,15 @@ class WinnerError(ValueError):
 
 @dataclass(frozen=True)
 class Winner:
-    """The schedule that a search found; `measured_us` is None where only the model judged."""
+    """The schedule that a search found; `measured_us` is None where only the model judged.
+
+    `torch_us` is what torch took for the chain in the same run, where that was measured.
+    """
 
     schedule: Schedule
     predicted_us: float
     measured_us: float | None = None
+    torch_us: float | None = None
 
     def is_better(self, other: "Winner | None") -> bool:
         """Whether to prefer it: what was measured to what was not, of two of a kind the faster one.
@@ -144,6 +148,7 @@ def encode(key: Key, winner: Winner) -> dict[str, Any]:
             "micro": list(plan.micro),
             "predicted_us": winner.predicted_us,
             "measured_us": winner.measured_us,
+            "torch_us": winner.torch_us,
         },
     }
 
@@ -163,7 +168,7 @@ def decode(content: object) -> tuple[Key, Winner]:
     entry = _object(content, "entry", {"key": dict, "winner": dict})
     key = _decode_key(entry["key"])
     kinds = {"expression": str, "tiles": dict, "num_warps": int, "num_stages": int, "micro": list}
-    fields = _object(entry["winner"], "winner", {**kinds, "predicted_us": None, "measured_us": None})
+    fields = _object(entry["winner"], "winner", {**kinds, "predicted_us": None, "measured_us": None, "torch_us": None})
     chain = key.chain
     if sorted(fields["tiles"]) != sorted(chain.loops):
         raise WinnerError(f"winner: tiles of {sorted(fields['tiles'])}, the chain's loops are {sorted(chain.loops)}")
@@ -191,9 +196,9 @@ def decode(content: object) -> tuple[Key, Winner]:
     illegal = repeated_finish(chain, program) or split_softmax(chain, program)
     if illegal:
         raise WinnerError(f"winner: {illegal}")
-    measured = fields["measured_us"]
-    times = (_time(fields["predicted_us"]), None if measured is None else _time(measured))
-    return key, Winner(plan, *times)
+    measured, torch = (fields[name] for name in ("measured_us", "torch_us"))
+    times = [None if time is None else _time(time) for time in (measured, torch)]
+    return key, Winner(plan, _time(fields["predicted_us"]), *times)
 
 
 def _decode_key(content: dict[str, Any]) -> Key:
