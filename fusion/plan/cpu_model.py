@@ -138,7 +138,7 @@ class CpuModel:
         return 0.0
 
     def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int]) -> float:
-        """What it adds that tiles are far: rows pass by for every panel, columns for every block, values three times."""
+        """What it adds that tiles are far: rows pass by per panel, columns per block, values three times."""
         width = self.device.warp_size
         passes = {
             FP32_BYTES * rows * depth: math.ceil(cols / (micro[1] * width)) - 1,
