@@ -6,8 +6,8 @@ from transformers import MistralConfig, MistralModel
 
 from fusion import hugging_face
 from fusion.hugging_face import NAME, _Said, attention_forward
-from fusion.run.executor import triton_executor
 from fusion.run.executors import DEFAULT, executors
+from fusion.run.planned import planned_executor
 from tests.fusion.counted import Executor
 from tests.fusion.models import WIDTHS, bert, llama, marian, padded, t5, tensor_of, tokens, translated
 
@@ -19,7 +19,7 @@ def executor(monkeypatch):
     executors.add(DEFAULT, made)
     monkeypatch.setattr(hugging_face, "_SAID", _Said())
     yield made
-    executors.add(DEFAULT, triton_executor())
+    executors.add(DEFAULT, planned_executor())
 
 
 def pair(make, **options):

@@ -5,7 +5,7 @@ import torch
 from closeness import assert_equal_up_to_rounding
 
 from fusion import gemm_chain
-from fusion.run.executors import DEFAULT, executors
+from fusion.run.executors import executors
 from fusion.run.form import form_of
 from fusion.run.operator import call_chain
 from tests.fusion.counted import Executor
@@ -53,13 +53,13 @@ def test_a_forked_process_may_plan_while_its_parent_did(counted):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_where_nothing_runs_torch_does_and_says_so_once(caplog, monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
+def test_where_nothing_runs_torch_does_and_says_so_once(caplog):
+    executors.add("refuses", Executor(lambda chain, needs: "never"))
     a, b, d = drawn()
     with caplog.at_level("INFO", logger="fusion"):
         for _ in range(3):
             executors.call.cache_clear()
-            output = call_chain(form_of(CHAIN), (a, b, d), DEFAULT)
+            output = call_chain(form_of(CHAIN), (a, b, d), "refuses")
             assert_equal_up_to_rounding("output", output, torch.relu(a @ b) @ d, roundings=16)
     assert len(caplog.records) == 1
-    assert "torch runs it" in caplog.text
+    assert "fp32: never; torch runs it" in caplog.text

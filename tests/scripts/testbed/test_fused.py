@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 
 import moe_pipeline
 import omoe
-from fusion.run.executor import triton_executor
 from fusion.run.executors import DEFAULT, executors
+from fusion.run.planned import planned_executor
 from scripts.testbed.fused import FusedExperts, fuse
 from tests.fusion.counted import Executor
 
@@ -24,7 +24,7 @@ def executor() -> Iterator[Executor]:
     made = Executor(lambda chain, needs: None)
     executors.add(DEFAULT, made)
     yield made
-    executors.add(DEFAULT, triton_executor())
+    executors.add(DEFAULT, planned_executor())
 
 
 def upcycled(activation: str = "gelu", dropout: float = 0.0) -> BertModel:
