@@ -8,7 +8,7 @@ demo: venv
 	$(RUN) -m scripts.train experiment=quartet/demo
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --dist loadfile
 
 lint: venv
 	$(RUN) -m ruff format --check .
