@@ -17,7 +17,7 @@ def allowed_error(reference: Tensor, truth: Tensor, factor: float = ORDER_FACTOR
     """Largest absolute error a result may have, from the reference's own error against the float64 truth."""
     if truth.numel() == 0:
         return 0.0
-    own_error = (reference.double() - truth.double()).abs().max().item()
+    own_error = largest_error(reference, truth)
     one_rounding = torch.finfo(reference.dtype).eps * truth.double().abs().max().item()
     return factor * max(own_error, one_rounding)
 
@@ -34,12 +34,14 @@ def assert_close(name: str, actual: Tensor, reference: Tensor, truth: Tensor, *,
     """
     assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     assert actual.dtype == reference.dtype, f"{name}: dtype {actual.dtype}, expected {reference.dtype}"
-    if truth.numel() == 0:
-        return
     assert torch.isfinite(actual).all(), f"{name}: not finite"
-    error = (actual.double() - truth.double()).abs().max().item()
-    budget = allowed_error(reference, truth, factor)
+    error, budget = largest_error(actual, truth), allowed_error(reference, truth, factor)
     assert error <= budget, f"{name}: error {error:.3e} exceeds {budget:.3e}"
+
+
+def largest_error(actual: Tensor, truth: Tensor) -> float:
+    """Largest absolute error of a result of the truth's shape; nan if an entry is nan."""
+    return (actual.double() - truth.double()).abs().max().item() if truth.numel() else 0.0
 
 
 def assert_all_close(

@@ -13,12 +13,12 @@ from fusion.run.instructions import this_machine
 from fusion.run.native import compile_together
 
 
-def compiled(cases, instructions=None, *, save_lse=False):
+def compiled(cases, instructions=None, *, exact=False, save_lse=False):
     """Kernels of (chain, expression, tiles, register block), compiled together."""
     kernels = []
     for index, (chain, expression, tiles, micro) in enumerate(cases):
         plan = replace(schedule(chain, expression, tiles), micro=micro)
-        kernels.append(emit(chain, plan, save_lse=save_lse, suffix=f"_{index}"))
+        kernels.append(emit(chain, plan, exact=exact, save_lse=save_lse, suffix=f"_{index}"))
     return compile_together(kernels, instructions or this_machine()[0])
 
 

@@ -26,6 +26,8 @@ class StatementText:
     """Values whose sum takes more than one round."""
     lse: str
     """Tensor that the softmax's log-sum-exp is stored to; none if empty."""
+    exact: bool
+    """Whether the output is stored in fp32."""
     upcast: bool
     """Whether products are taken in fp32, of operands that are not rounded."""
 
@@ -40,7 +42,8 @@ class StatementText:
             case "F":
                 yield from self._finish(name, at)
             case "S":
-                yield tiles.store(name, f"{tiles.value(name, at)}.to({TYPES[tiles.chain.dtype]})", at)
+                dtype = "fp32" if self.exact else tiles.chain.dtype
+                yield tiles.store(name, f"{tiles.value(name, at)}.to({TYPES[dtype]})", at)
 
     def zeros(self, value: str, at: At) -> str:
         """The line that starts a sum."""

@@ -5,7 +5,7 @@ Source: MCFuser (arXiv:2506.22169), which lowers a schedule to Triton too, throu
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusion.emit.nest import INDENT, Nest
 from fusion.emit.softmax import online_softmaxes
@@ -31,6 +31,8 @@ class Kernel:
     """Of the module that holds it."""
     tensors: tuple[tuple[str, str], ...]
     """Name and letters of every tensor that it takes, in order: inputs, output, and last the log-sum-exp if saved."""
+    fp32: frozenset[str]
+    """Names of those that it writes in fp32, whatever the chain's dtype."""
     programs: int
     """Size of the grid, which has one dimension."""
     num_warps: int
@@ -43,15 +45,18 @@ class Kernel:
         return pointers + tuple(f"{name}_{letter}_stride" for name, letters in self.tensors for letter in letters)
 
 
-def emit(chain: Chain, schedule: Schedule, *, save_lse: bool = False, upcast: bool = False) -> Kernel:
+def emit(
+    chain: Chain, schedule: Schedule, *, exact: bool = False, save_lse: bool = False, upcast: bool = False
+) -> Kernel:
     """The kernel of a schedule.
 
-    Sums are kept in fp32, and a value is rounded to the chain's dtype only as the operand of a product. Sizes are
-    constants of the kernel; strides are arguments.
+    Sums are kept in fp32, and a value is rounded to the chain's dtype only as the operand of a product or as the
+    output. Sizes are constants of the kernel; strides are arguments.
 
     Args:
         chain: What to compute.
         schedule: How; one of the chain's.
+        exact: Whether to write the output in fp32, as it is before it is rounded to the chain's dtype.
         save_lse: Whether to write the natural logarithm of the sum of exponents of the chain's one softmax too, fp32,
             over the batch's letters and the rows': what a backward pass needs. Rows without an entry have -inf.
         upcast: Whether products of fp16 and bf16 are taken in fp32: Triton's interpreter has no product in bf16.
@@ -71,18 +76,18 @@ def emit(chain: Chain, schedule: Schedule, *, save_lse: bool = False, upcast: bo
         raise ValueError(f"schedule={schedule}: {reason}; take one that fusion.plan.prune accepts")
     lse = _lse(chain) if save_lse else ()
     tensors = (*((x.name, x.dims) for x in chain.inputs), (chain.output, chain.tensors[chain.output]), *lse)
+    fp32 = frozenset([*(name for name, _ in lse), *([chain.output] if exact else [])])
     tiles = Tiles(
         chain, {**chain.tensors, **dict(lse)}, dict(schedule.tiles), live_tiles(program, chain), _fixed(chain, program)
     )
     text = StatementText(
-        tiles, online_softmaxes(chain, program), _summed(chain, program), lse[0][0] if lse else "", upcast
+        tiles, online_softmaxes(chain, program), _summed(chain, program), lse[0][0] if lse else "", exact, upcast
     )
     nest = Nest(tiles, program, text)
     name = "_".join(["fused", *(product.out for product in chain.products)])
     programs = math.prod(_blocks(chain, program).values())
-    kernel = Kernel(name, "", tensors, programs, schedule.num_warps, schedule.num_stages)
-    source = "\n".join(_module(kernel, schedule, nest)) + "\n"
-    return Kernel(name, source, tensors, programs, schedule.num_warps, schedule.num_stages)
+    kernel = Kernel(name, "", tensors, fp32, programs, schedule.num_warps, schedule.num_stages)
+    return replace(kernel, source="\n".join(_module(kernel, schedule, nest)) + "\n")
 
 
 def _module(kernel: Kernel, schedule: Schedule, nest: Nest) -> Iterator[str]:

@@ -5,8 +5,8 @@ Where E = C' D, and C' is C = A B after its stages f, the gradient that reaches 
     C = A B, up to the state that f' reads;    dC = dE D^T, times f'(C);    dA = dC B^T
 
 C is one buffer, so it is computed once for every state that is read. A softmax comes back as exp(C - lse), whose
-log-sum-exp the forward kernel saves, and dC = C' * (dC' - delta), where delta = rowsum(dC' * C') = rowsum(dE * E); of
-an E in fp16 or bf16, whose rounding the unfused computation does not feel here.
+log-sum-exp the forward kernel saves, and dC = C' * (dC' - delta), where delta = rowsum(dC' * C') = rowsum(dE * E): of
+an E in fp32, as its rounding to fp16 or bf16 is nothing that the unfused computation would feel here.
 
 Where a letter is summed over and indexes the result too, an input is read a second time under another letter. Along
 batch letters that an input lacks, its gradient is written once for each of them and summed afterwards.

@@ -22,18 +22,24 @@ from fusion.run.tail import finish, gradients_of_finish
 
 
 class Execute(Protocol):
-    """Runs a chain, without autograd; with `save_lse` it returns the log-sum-exp of the chain's one softmax too.
+    """Runs a chain, without autograd.
 
-    That is indexed by the letters of the softmax's value, in their order, without the letter that it runs over; it is
-    in fp32, or in float64 where the tensors are, and -inf where all entries are.
+    It returns the output, [chain.shape(chain.output)]: in the dtype of the tensors or, with `exact`, as it is before it
+    is rounded to fp16 or bf16, in fp32, or in float64 where the tensors are.
+
+    With `save_lse`, asked only of a chain with one softmax, it returns the softmax's log-sum-exp too: a natural
+    logarithm, indexed by the letters of the softmax's value, in their order, without the letter that it runs over; in
+    fp32, or in float64 where the tensors are; -inf where all entries are.
     """
 
     @overload
-    def __call__(self, chain: Chain, tensors: Mapping[str, Tensor], save_lse: Literal[False] = False) -> Tensor: ...
+    def __call__(
+        self, chain: Chain, tensors: Mapping[str, Tensor], *, exact: bool = False, save_lse: Literal[False] = False
+    ) -> Tensor: ...
 
     @overload
     def __call__(
-        self, chain: Chain, tensors: Mapping[str, Tensor], save_lse: Literal[True]
+        self, chain: Chain, tensors: Mapping[str, Tensor], *, exact: bool = False, save_lse: Literal[True]
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -73,10 +79,15 @@ def forwards(plan: Gradients, execute: Execute, inputs: Sequence[Tensor]) -> tup
         inputs: Of the chain, in its order.
 
     Returns:
-        The output, and where `plan.saves_forward` the log-sum-exp of the chain's softmax, which `backwards` needs.
+        The output, and where `plan.saves_forward` what `backwards` needs: the output in fp32, where it is in fp16 or
+        bf16, and the log-sum-exp of the chain's softmax.
     """
     tensors = _by_name(plan.chain, inputs)
-    return execute(plan.chain, tensors, save_lse=True) if plan.saves_forward else (execute(plan.chain, tensors),)
+    if not plan.saves_forward:
+        return (execute(plan.chain, tensors),)
+    exact, lse = execute(plan.chain, tensors, exact=True, save_lse=True)
+    output = exact.to(_dtype(plan.chain, tensors))
+    return (output, lse) if output is exact else (output, exact, lse)
 
 
 def backwards(
@@ -88,7 +99,7 @@ def backwards(
         plan: Of the chain.
         execute: Runs the chains of its gradients.
         inputs: Of the chain, in its order.
-        saved: What `forwards` returned if `plan.saves_forward`, else nothing.
+        saved: The last two tensors that `forwards` returned if `plan.saves_forward`, else nothing.
         upstream: The gradient of the output.
 
     Returns:
@@ -101,11 +112,11 @@ def backwards(
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Gradients, execute: Execute, *inputs: Tensor) -> Tensor:
-        output, *lse = forwards(plan, execute, inputs)
-        ctx.save_for_backward(*inputs, *((output, *lse) if plan.saves_forward else ()))
+        found = forwards(plan, execute, inputs)
+        ctx.save_for_backward(*inputs, *(found[-2:] if plan.saves_forward else ()))
         ctx.plan, ctx.execute = plan, execute
         ctx.set_materialize_grads(False)
-        return output
+        return found[0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -132,6 +143,10 @@ class _Last(torch.autograd.Function):
         raise GradientError("the gradients of a fused chain cannot be differentiated again: run the chain unfused")
 
 
+def _dtype(chain: Chain, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    return next(tensors[tensor.name].dtype for tensor in chain.inputs if tensor.name not in chain.boolean_inputs)
+
+
 def _by_name(chain: Chain, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     return {tensor.name: value for tensor, value in zip(chain.inputs, inputs, strict=True)}
 
@@ -140,12 +155,13 @@ class _Backward:
     """One backward pass: what is known, by name, of stored values.
 
     They are in `cores` as their products leave them, in `values` complete, like the inputs; `gradients` are those of
-    the former, `found` adds up those of the latter. `lse` and `delta` are kept in fp32 at least.
+    the former, `found` adds up those of the latter. `cores`, `lse` and `delta` are in fp32 at least.
     """
 
     def __init__(self, plan: Gradients, execute: Execute, inputs: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
         self.plan, self.execute, self.saved = plan, execute, saved
         self.values = _by_name(plan.chain, inputs)
+        self.dtype = _dtype(plan.chain, self.values)
         self.cores: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.lse: dict[str, Tensor] = {}
@@ -170,25 +186,26 @@ class _Backward:
             return
         tensors = {tensor.name: self.values[tensor.name] for tensor in chain.inputs}
         if segment.needs_lse:
-            self.cores[value], self.lse[value] = self.execute(chain, tensors, save_lse=True)
+            self.cores[value], self.lse[value] = self.execute(chain, tensors, exact=True, save_lse=True)
         else:
-            self.cores[value] = self.execute(chain, tensors)
+            self.cores[value] = self.execute(chain, tensors, exact=True)
         if value != self.plan.chain.output:
-            self.values[value] = finish(self.plan.chain, segment.tail, self.cores[value], self.values)
+            complete = finish(self.plan.chain, segment.tail, self.cores[value], self.values)
+            self.values[value] = complete.to(self.dtype)
 
     def backward(self, segment: Segment, gradient: Tensor) -> None:
         if segment.tail:
             gradient = self.through_tail(segment, gradient)
         self.gradients[segment.value] = gradient
         if segment.delta_over:
-            wide = torch.promote_types(gradient.dtype, torch.float32)
             axis = self.plan.chain.tensors[segment.value].index(segment.delta_over)
-            self.delta[segment.value] = (gradient.to(wide) * self.cores[segment.value].to(wide)).sum(axis)
+            self.delta[segment.value] = (gradient * self.cores[segment.value]).sum(axis)
         for step in segment.steps:
             tensors = {name: self.tensor(segment, source, step.chain, name) for name, source in step.sources}
-            part, letters = self.execute(step.chain, tensors), step.chain.tensors[step.chain.output]
+            part = self.execute(step.chain, tensors, exact=bool(step.summed))
             if step.summed:
-                part = part.sum([letters.index(letter) for letter in step.summed])
+                letters = step.chain.tensors[step.chain.output]
+                part = part.sum([letters.index(letter) for letter in step.summed]).to(self.dtype)
             self.add(step.target, part)
 
     def through_tail(self, segment: Segment, gradient: Tensor) -> Tensor:
@@ -199,10 +216,11 @@ class _Backward:
             for name in epilogue_operands(chain, segment.value)
         }
         core = self.cores.get(segment.value, anything.expand(gradient.shape))
-        gradient, others = gradients_of_finish(chain, segment.tail, core, operands, gradient, segment.tail_needs)
+        wide = gradient.to(core.dtype)
+        of_core, others = gradients_of_finish(chain, segment.tail, core, operands, wide, segment.tail_needs)
         for name, part in others.items():
             self.add(name, part)
-        return gradient
+        return of_core.to(self.dtype)
 
     def tensor(self, segment: Segment, source: Source, chain: Chain, name: str) -> Tensor:
         """What a chain of a segment reads under a name."""

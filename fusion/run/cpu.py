@@ -100,7 +100,7 @@ class CpuPlanner:
         """
         self.device, self.cache, self.num_threads = of_threads(device, num_threads), cache, num_threads
         self._winners: dict[Chain, Winner] = {}
-        self._kernels: dict[tuple[Chain, bool], NativeKernel] = {}
+        self._kernels: dict[tuple[Chain, bool, bool], NativeKernel] = {}
         self._verdicts: dict[tuple[Chain, frozenset[str]], Execution | str] = {}
 
     def execution(self, chain: Chain, needs: frozenset[str]) -> Execution | str:
@@ -202,15 +202,17 @@ class CpuPlanner:
             own, other = measure_us([of(lambda given: apply(chain, given, self)), of(unfused)], self.num_threads)
         return own, other
 
-    def __call__(self, chain: Chain, tensors: Mapping[str, Tensor], save_lse: bool = False) -> Any:
-        key = interval(chain), save_lse
+    def __call__(
+        self, chain: Chain, tensors: Mapping[str, Tensor], *, exact: bool = False, save_lse: bool = False
+    ) -> Any:
+        key = interval(chain), exact, save_lse
         if key not in self._kernels:
-            self._kernels[key] = self._kernel(key[0], self.winner(key[0]).schedule, save_lse=save_lse)
+            self._kernels[key] = self._kernel(key[0], self.winner(key[0]).schedule, exact=exact, save_lse=save_lse)
         written = self._kernels[key](chain, tensors)
         return (written[0], written[1]) if save_lse else written[0]
 
-    def _kernel(self, chain: Chain, plan: Schedule, *, save_lse: bool = False) -> NativeKernel:
-        kernel = emit(chain, plan, save_lse=save_lse)
+    def _kernel(self, chain: Chain, plan: Schedule, *, exact: bool = False, save_lse: bool = False) -> NativeKernel:
+        kernel = emit(chain, plan, exact=exact, save_lse=save_lse)
         return compile_together([kernel], this_machine()[0])[0]
 
 

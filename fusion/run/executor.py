@@ -86,7 +86,7 @@ class Planner:
         """
         self.device, self.cache = device, cache
         self._winners: dict[Chain, Winner] = {}
-        self._kernels: dict[tuple[Chain, bool], Kernel] = {}
+        self._kernels: dict[tuple[Chain, bool, bool], Kernel] = {}
 
     def execution(self, chain: Chain, needs: frozenset[str]) -> Execution | str:
         """How a chain runs, or why it does not.
@@ -164,11 +164,15 @@ class Planner:
         together_us = self.fused_us(rest) if len(others) > 1 else math.inf
         return time_us + min(together_us, self.apart_us(rest))
 
-    def __call__(self, chain: Chain, tensors: Mapping[str, Tensor], save_lse: bool = False) -> Any:
-        if (chain, save_lse) not in self._kernels:
+    def __call__(
+        self, chain: Chain, tensors: Mapping[str, Tensor], *, exact: bool = False, save_lse: bool = False
+    ) -> Any:
+        key = chain, exact, save_lse
+        if key not in self._kernels:
             upcast = chain.dtype == "bf16" and not next(iter(tensors.values())).is_cuda
-            self._kernels[chain, save_lse] = emit(chain, self.winner(chain).schedule, save_lse=save_lse, upcast=upcast)
-        kernel = self._kernels[chain, save_lse]
+            plan = self.winner(chain).schedule
+            self._kernels[key] = emit(chain, plan, exact=exact, save_lse=save_lse, upcast=upcast)
+        kernel = self._kernels[key]
         return launch_with_lse(kernel, chain, tensors) if save_lse else launch(kernel, chain, tensors)
 
 

@@ -23,7 +23,7 @@ def launch(kernel: Kernel, chain: Chain, tensors: Mapping[str, Tensor]) -> Tenso
             chain's dtype; any strides; all on one CUDA device, or anywhere with TRITON_INTERPRET=1 in the environment.
 
     Returns:
-        The output, [chain.shape(chain.output)], in the chain's dtype.
+        The output, [chain.shape(chain.output)], in the chain's dtype, or in fp32 of a kernel emitted with exact=True.
 
     Raises:
         TypeError: A tensor has another dtype, or is no tensor.
@@ -45,7 +45,7 @@ def launch_with_lse(kernel: Kernel, chain: Chain, tensors: Mapping[str, Tensor])
         tensors: As for `launch`.
 
     Returns:
-        The output, and the log-sum-exp [batch's letters and rows'], fp32, natural logarithm.
+        The output as of `launch`, and the log-sum-exp [batch's letters and rows'], fp32, natural logarithm.
 
     Raises:
         TypeError, ValueError, RuntimeError: As `launch`.
@@ -63,7 +63,7 @@ def _launch(kernel: Kernel, chain: Chain, tensors: Mapping[str, Tensor]) -> list
     written = [
         torch.empty(
             [chain.sizes[letter] for letter in letters],
-            dtype=DTYPES[chain.dtype] if name == chain.output else torch.float32,
+            dtype=DTYPES["fp32" if name in kernel.fp32 else chain.dtype],
             device=device,
         )
         for name, letters in kernel.tensors

@@ -91,7 +91,7 @@ class NativeKernel:
         read = [tensors[name] for name in self._read]
         copies = [tensor.dim() > 0 and tensor.size(-1) > 1 and tensor.stride(-1) != 1 for tensor in read]
         written = [
-            ([sizes[letter] for letter in letters], DTYPES[chain.dtype] if name == chain.output else torch.float32)
+            ([sizes[letter] for letter in letters], DTYPES["fp32" if name in self.kernel.fp32 else chain.dtype])
             for name, letters in self.kernel.tensors[len(read) :]
         ]
         strides = [_contiguous(x.shape) if copied else x.stride() for x, copied in zip(read, copies, strict=True)]

@@ -165,8 +165,9 @@ def _blank(chain: Chain, form: str, needs: str, tensors: Sequence[Tensor]) -> li
         return []
     sizes = sizes_of(chain, [tensor.shape for tensor in tensors])
     (softmax,) = (stage for stage in chain.stages if isinstance(stage, Softmax))
-    letters = chain.tensors[softmax.x].replace(softmax.over, "")
-    return [tensors[0].new_zeros([sizes[letter] for letter in letters], dtype=torch.float32)]
+    kept = [] if chain.dtype == "fp32" else [chain.tensors[chain.output]]
+    kept += [chain.tensors[softmax.x].replace(softmax.over, "")]
+    return [tensors[0].new_zeros([sizes[letter] for letter in letters], dtype=torch.float32) for letters in kept]
 
 
 def _fake_forward(tensors: list[Tensor], form: str, needs: str, executor: str) -> list[Tensor]:
@@ -185,7 +186,7 @@ def _fake_backward(
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     tensors, ctx.form, ctx.needs, ctx.executor = inputs
-    kept = output if len(output) > 1 else []
+    kept = output[-2:] if len(output) > 1 else []
     ctx.num_kept = len(kept)
     ctx.save_for_backward(*kept, *tensors)
     ctx.mark_non_differentiable(*output[1:])

@@ -32,7 +32,7 @@ def signature(kernel: Kernel, chain: Chain, device: Device) -> dict[str, dict[st
     types, constants, attributes = {}, {}, {}
     values: dict[str, int] = {}
     for name, letters in kernel.tensors:
-        types[f"{name}_ptr"] = pointer = _pointer(name, chain)
+        types[f"{name}_ptr"] = pointer = _pointer(name, kernel, chain)
         attributes[f"{name}_ptr"] = [["tt.divisibility", DIVISOR]]
         stride = 1
         for letter in reversed(letters):
@@ -50,7 +50,7 @@ def signature(kernel: Kernel, chain: Chain, device: Device) -> dict[str, dict[st
     return {"signature": ordered, "constants": constants, "attributes": attributes}
 
 
-def _pointer(name: str, chain: Chain) -> str:
+def _pointer(name: str, kernel: Kernel, chain: Chain) -> str:
     if name in chain.boolean_inputs:
         return "*u1"
-    return f"*{chain.dtype if name in chain.tensors else 'fp32'}"  # what is no tensor of the chain is a log-sum-exp
+    return f"*{'fp32' if name in kernel.fp32 else chain.dtype}"

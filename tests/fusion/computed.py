@@ -2,6 +2,8 @@
 
 import torch
 
+from fusion.plan import Causal
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -15,17 +17,45 @@ def draw(chain, dtype=torch.float64):
     return tensors
 
 
-def upstream(output, dtype):
-    generator = torch.Generator().manual_seed(1)
+def upstream(output, dtype, seed=1):
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def results(function, tensors, dtype):
+def results(function, tensors, dtype, seed=1):
     """The output and every gradient by name, for one fixed upstream gradient."""
     leaves = {
         name: t if t.dtype == torch.bool else t.to(dtype, copy=True).requires_grad_() for name, t in tensors.items()
     }
     output = function(leaves)
-    output.backward(upstream(output, dtype))
+    output.backward(upstream(output, dtype, seed))
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.dtype != torch.bool}
     return {"output": output.detach(), **gradients}
+
+
+def orders(chain, seed):
+    """Letter -> its entries shuffled; letters of a causal mask keep their order, which means something."""
+    generator = torch.Generator().manual_seed(seed)
+    fixed = {letter for stage in chain.stages if isinstance(stage, Causal) for letter in (stage.row, stage.column)}
+    return {x.name: torch.randperm(x.size, generator=generator) for x in chain.dims if x.name not in fixed}
+
+
+def shuffled(tensor, letters, orders):
+    for axis, letter in enumerate(letters):
+        tensor = tensor.index_select(axis, orders[letter]) if letter in orders else tensor
+    return tensor
+
+
+def back(orders):
+    return {letter: order.argsort() for letter, order in orders.items()}
+
+
+def in_another_order(function, chain, seed):
+    """The function of a chain's tensors with its sums in another order: every letter's entries are shuffled."""
+    order = orders(chain, seed)
+
+    def of_shuffled(tensors):
+        given = {name: shuffled(tensor, chain.tensors[name], order) for name, tensor in tensors.items()}
+        return shuffled(function(given), chain.tensors[chain.output], back(order))
+
+    return of_shuffled

@@ -19,7 +19,7 @@ class Executor:
         self.asked.append((chain, needs))
         return self.refuses(chain, needs) or Execution(self.execute, f"{len(chain.products)} products at once")
 
-    def execute(self, chain, tensors, save_lse=False):
+    def execute(self, chain, tensors, **options):
         if any(chain == asked for asked, _ in self.asked):
             self.ran.append(chain)
-        return execute(chain, tensors, save_lse)
+        return execute(chain, tensors, **options)

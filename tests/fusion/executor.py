@@ -1,5 +1,6 @@
 """What runs the chains of a backward pass: the reference, and Triton's interpreter with schedules drawn at random."""
 
+import dataclasses
 import math
 import random
 
@@ -13,6 +14,9 @@ from fusion.plan.schedule import Schedule
 from fusion.plan.stages import operands
 from fusion.reference import run
 from fusion.run.launch import launch, launch_with_lse
+from tests.fusion.computed import back, orders, shuffled
+
+EXACT = (torch.float64, torch.bool)
 
 
 class Interpreter:
@@ -21,8 +25,8 @@ class Interpreter:
     def __init__(self, seed=0, max_rounds=16):
         self.random, self.max_rounds = random.Random(seed), max_rounds
 
-    def __call__(self, chain, tensors, save_lse=False):
-        kernel = emit(chain, self.schedule(chain), save_lse=save_lse, upcast=chain.dtype == "bf16")
+    def __call__(self, chain, tensors, *, exact=False, save_lse=False):
+        kernel = emit(chain, self.schedule(chain), exact=exact, save_lse=save_lse, upcast=chain.dtype == "bf16")
         return (launch_with_lse if save_lse else launch)(kernel, chain, tensors)
 
     def schedule(self, chain):
@@ -37,10 +41,31 @@ class Interpreter:
                 return schedule
 
 
-def execute(chain, tensors, save_lse=False):
-    """The reference."""
-    output = run(chain, tensors)
-    return (output, log_sum_exp(chain, tensors)) if save_lse else output
+def execute(chain, tensors, *, exact=False, save_lse=False):
+    """The reference; what is not to be rounded it computes in fp32 at least."""
+    wide = {name: tensor if tensor.dtype in EXACT else tensor.float() for name, tensor in tensors.items()}
+    in_fp32 = dataclasses.replace(chain, dtype="fp32")
+    output = run(in_fp32, wide) if exact else run(chain, tensors)
+    return (output, log_sum_exp(in_fp32, wide)) if save_lse else output
+
+
+class InAnyOrder:
+    """The reference, every chain with its sums in another order."""
+
+    def __init__(self, seed=0):
+        self.random = random.Random(seed)
+
+    def __call__(self, chain, tensors, *, exact=False, save_lse=False):
+        order = orders(chain, self.random.randrange(2**32))
+        given = {name: shuffled(tensor, chain.tensors[name], order) for name, tensor in tensors.items()}
+        found = execute(chain, given, exact=exact, save_lse=save_lse)
+        output = shuffled(found[0] if save_lse else found, chain.tensors[chain.output], back(order))
+        return (output, shuffled(found[1], lse_letters(chain), back(order))) if save_lse else output
+
+
+def lse_letters(chain):
+    (softmax,) = (stage for stage in chain.stages if isinstance(stage, Softmax))
+    return chain.tensors[softmax.x].replace(softmax.over, "")
 
 
 def log_sum_exp(chain, tensors):
@@ -53,9 +78,7 @@ def log_sum_exp(chain, tensors):
     inputs = tuple(tensor for tensor in chain.inputs if tensor.name in read)
     letters = {letter for tensor in inputs for letter in tensor.dims}
     dims = tuple(dim for dim in chain.dims if dim.name in letters)
-    scores = run(Chain(dims, inputs, tuple(kept), chain.dtype), {x.name: tensors[x.name] for x in inputs})
-    if scores.dtype != torch.float64:
-        scores = scores.float()
+    scores = run(Chain(dims, inputs, tuple(kept)), {x.name: tensors[x.name] for x in inputs})
     own = chain.tensors[value]
     for mask in masks:
         scores = scores.masked_fill(~_seen(chain, mask, own, tensors), -torch.inf)

@@ -30,20 +30,23 @@ class Kernel:
     source: str
     tensors: tuple[tuple[str, str], ...]
     """Name and letters of every tensor that it takes, in order: inputs, output, and last the log-sum-exp if saved."""
+    fp32: frozenset[str]
+    """Names of those that it writes in fp32, whatever the chain's dtype."""
     num_inputs: int
     limits: tuple[tuple[str, int], ...]
     """Letter and largest size of dimensions that have to be one tile; all other sizes are free."""
 
 
-def emit(chain: Chain, schedule: Schedule, *, save_lse: bool = False, suffix: str = "") -> Kernel:
+def emit(chain: Chain, schedule: Schedule, *, exact: bool = False, save_lse: bool = False, suffix: str = "") -> Kernel:
     """The kernel of a schedule.
 
-    Sums are kept in fp32, and a value is rounded to the chain's dtype only as the operand of a product. Sizes and
-    strides are arguments.
+    Sums are kept in fp32, and a value is rounded to the chain's dtype only as the operand of a product or as the
+    output. Sizes and strides are arguments.
 
     Args:
         chain: What to compute.
         schedule: How; one of the chain's.
+        exact: Whether to write the output in fp32, as it is before it is rounded to the chain's dtype.
         save_lse: Whether to write the natural logarithm of the sum of exponents of the chain's one softmax too, fp32,
             over the batch's letters and the rows'. Rows without an entry have -inf.
         suffix: Of the function's name: kernels that are compiled together have different ones.
@@ -63,15 +66,15 @@ def emit(chain: Chain, schedule: Schedule, *, save_lse: bool = False, suffix: st
         raise ValueError(f"schedule={schedule}: {reason}; take one that fusion.plan.prune accepts")
     lse = _lse(chain) if save_lse else ()
     tensors = (*((x.name, x.dims) for x in chain.inputs), (chain.output, chain.tensors[chain.output]), *lse)
-    storage = Storage(
-        chain, {**chain.tensors, **dict(lse)}, dict(schedule.tiles), _turning(program), live_tiles(program, chain)
-    )
+    fp32 = frozenset([*(name for name, _ in lse), *([chain.output] if exact else [])])
+    letters, live = {**chain.tensors, **dict(lse)}, live_tiles(program, chain)
+    storage = Storage(chain, letters, dict(schedule.tiles), _turning(program), live, fp32)
     turning = {x.tensor: {loop.letter for loop in loops} for x, loops in program.walk() if x.kind == "C"}
     summed = frozenset(product.out for product in chain.products if product.over in turning[product.out])
     text = StatementText(storage, online_softmaxes(chain, program), summed, schedule.micro, lse[0][0] if lse else "")
     name = "_".join(["fused", *(product.out for product in chain.products)]) + suffix
     limits = tuple((letter, tile) for letter, tile in schedule.tiles if letter not in storage.turning)
-    kernel = Kernel(name, "", tensors, len(chain.inputs), limits)
+    kernel = Kernel(name, "", tensors, fp32, len(chain.inputs), limits)
     source = "\n".join(_Module(kernel, schedule, Nest(storage, program, text)).lines()) + "\n"
     return replace(kernel, source=source)
 

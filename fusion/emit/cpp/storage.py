@@ -35,6 +35,8 @@ class Storage:
     """Letters whose tiles are several: those of loops and of the grid."""
     live: Mapping[str, str]
     """Value -> letters over whose tiles it has a tile each."""
+    fp32: frozenset[str] = frozenset()
+    """What the kernel writes in fp32, whatever the chain's dtype."""
 
     @cached_property
     def column(self) -> Mapping[str, str]:
@@ -58,7 +60,7 @@ class Storage:
 
     def type_of(self, name: str) -> str:
         """Type of an entry of a tensor."""
-        return "bool" if name in self.chain.boolean_inputs else self.dtype if name in self.chain.tensors else "float"
+        return "bool" if name in self.chain.boolean_inputs else "float" if name in self.fp32 else self.dtype
 
     def loops(self, name: str) -> str:
         """Letters of a tensor in storage order, without the batch's."""

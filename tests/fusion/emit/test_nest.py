@@ -17,7 +17,7 @@ def skeleton(chain, expression, lse="", **tiles):
     at = dict.fromkeys(chain.loops, 0) | {letter: letter.lower() for letter, extent in program.grid if extent > 1}
     letters = chain.tensors | {"lse": "M"}
     layout = Tiles(chain, letters, dict(plan.tiles), live_tiles(program, chain), "".join(dict(program.grid)))
-    text = StatementText(layout, online_softmaxes(chain, program), frozenset(), lse, upcast=False)
+    text = StatementText(layout, online_softmaxes(chain, program), frozenset(), lse, exact=False, upcast=False)
     return list(Nest(layout, program, text).body(program.body, at)), program
 
 

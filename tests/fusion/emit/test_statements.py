@@ -13,11 +13,11 @@ SIZES = {"M": 64, "N": 40, "K": 32, "H": 16}
 AT = {"M": "m", "N": "n", "K": 0, "H": 0}
 
 
-def lines(chain, kind, tensor, *, summed=(), lse="", upcast=False, **tiles):
+def lines(chain, kind, tensor, *, summed=(), lse="", exact=False, upcast=False, **tiles):
     plan = schedule(chain, "mhnk", dict.fromkeys("MNKH", 16) | {"K": 32} | tiles)
     program = plan.program(chain)
     layout = Tiles(chain, chain.tensors | {"lse": "M"}, dict(plan.tiles), live_tiles(program, chain), "MH")
-    text = StatementText(layout, online_softmaxes(chain, program), frozenset(summed), lse, upcast)
+    text = StatementText(layout, online_softmaxes(chain, program), frozenset(summed), lse, exact, upcast)
     return list(text.lines(Statement(kind, tensor), AT))
 
 
@@ -53,6 +53,7 @@ def test_a_value_is_rounded_only_as_an_operand():
     ]
     assert lines(chain, "F", "C")[-1] == "acc_C_MN = acc_C_MN * acc_C_up_MN"
     assert lines(chain, "S", "E") == ["tl.store(E_base + offset_E_MH, acc_E_MH.to(tl.bfloat16))"]
+    assert lines(chain, "S", "E", exact=True) == ["tl.store(E_base + offset_E_MH, acc_E_MH.to(tl.float32))"]
 
 
 def test_epilogue_operands_broadcast_by_letter():

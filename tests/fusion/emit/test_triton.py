@@ -242,6 +242,7 @@ def test_log_sum_exp(expression, N, dtype):
     tensors = draw_tensors(chain)
     kernel = emit(chain, schedule(chain, expression, {"M": 16, "N": N, "K": 16, "H": 16}), save_lse=True)
     assert kernel.tensors[-1] == ("lse", "ZGRM")
+    assert kernel.fp32 == {"lse"}
     output, lse = launch_with_lse(
         kernel, chain, to(tensors, getattr(torch, {"fp32": "float32", "fp16": "half"}[dtype]))
     )
@@ -253,6 +254,23 @@ def test_log_sum_exp(expression, N, dtype):
     seen_float = scores.float().masked_fill(~seen, -torch.inf).logsumexp(-1)
     assert_close("lse", lse[..., 3:], seen_float[..., 3:], truth[..., 3:])
     assert torch.isfinite(output).all()
+
+
+@pytest.mark.parametrize("save_lse", [False, True])
+def test_an_exact_output_is_the_output_before_it_is_rounded(save_lse):
+    chain = attention(M=20, N=30, K=16, H=24, dtype="fp16")
+    plan = schedule(chain, "mhnk", dict.fromkeys("MNKH", 16))
+    tensors = to(draw_tensors(chain), torch.float16)
+    rounded, exact = (
+        (launch_with_lse if save_lse else launch)(emit(chain, plan, exact=exact, save_lse=save_lse), chain, tensors)
+        for exact in (False, True)
+    )
+    if save_lse:
+        (rounded, lse), (exact, same) = rounded, exact
+        assert torch.equal(lse, same)
+    assert (rounded.dtype, exact.dtype) == (torch.float16, torch.float32)
+    assert torch.equal(exact.half(), rounded)
+    assert not torch.equal(exact, rounded.float())
 
 
 def test_log_sum_exp_needs_one_softmax_and_a_name_that_is_free():

@@ -8,6 +8,7 @@ from fusion.reference import run
 from fusion.run import cpu as module
 from fusion.run.autograd import apply
 from fusion.run.build import BuildError
+from fusion.run.check import DTYPES
 from fusion.run.cpu import cpp_executor, measure_us, of_threads
 from fusion.run.executor import Execution
 from fusion.run.proof import ProofError
@@ -40,6 +41,7 @@ def results(function, tensors, dtype):
         attention(M=40, N=56, K=16, heads=2, causal=True, keep="N"),
         mlp(M=40, K=24, N=56, gated=True, activation="silu", bias=True, residual=True),
         gemm_chain(M=40, N=56, K=24, activation="gelu"),
+        attention(M=40, N=56, K=16, heads=2, dtype="bf16"),
     ],
     ids=str,
 )
@@ -48,8 +50,9 @@ def test_a_chain_runs_as_the_reference_with_its_gradients(chain, tmp_path):
     needs = frozenset(tensors) - chain.boolean_inputs
     execution = cpp_executor(cache_folder=tmp_path)(chain, needs, CPU)
     assert isinstance(execution, Execution), execution
-    own = results(lambda t: apply(chain, t, execution.execute), tensors, torch.float32)
-    expected, truth = (results(lambda t: run(chain, t), tensors, dtype) for dtype in (torch.float32, torch.float64))
+    dtype = DTYPES[chain.dtype]
+    own = results(lambda t: apply(chain, t, execution.execute), tensors, dtype)
+    expected, truth = (results(lambda t: run(chain, t), tensors, dtype) for dtype in (dtype, torch.float64))
     assert_all_close(own, expected, truth)
 
 

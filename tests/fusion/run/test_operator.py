@@ -68,11 +68,12 @@ def test_torch_accepts_the_operator(name, executor, reference, refuses):
         assert set(torch.library.opcheck(torch.ops.mcfuser.chain.default, given).values()) == {"SUCCESS"}
 
 
-def test_torch_accepts_the_gradients_operator(reference):
-    chain = CHAINS["attention"]
+@pytest.mark.parametrize("name", ["attention", "bf16"])
+def test_torch_accepts_the_gradients_operator(name, reference):
+    chain = CHAINS[name]
     tensors, form, needs, executor = arguments(chain, "reference")
     saved = torch.ops.mcfuser.chain(tensors, form, needs, executor)
-    given = torch.randn_like(saved[0]), [x.detach() for x in saved], [x.detach() for x in tensors], form, needs
+    given = torch.randn_like(saved[0]), [x.detach() for x in saved[-2:]], [x.detach() for x in tensors], form, needs
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     found = torch.library.opcheck(torch.ops.mcfuser.chain_backward.default, (*given, executor), test_utils=tests)
     assert set(found.values()) == {"SUCCESS"}

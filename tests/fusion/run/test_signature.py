@@ -24,7 +24,7 @@ CHAINS = {
 def kernel(chain: Chain) -> Kernel:
     """A kernel without a text that takes a chain's tensors and saves a log-sum-exp."""
     letters = tuple((name, chain.tensors[name]) for name in (*(x.name for x in chain.inputs), chain.output))
-    return Kernel("k", "", (*letters, ("lse", "M")), 1, 4, 1)
+    return Kernel("k", "", (*letters, ("lse", "M")), frozenset({chain.output, "lse"}), 1, 4, 1)
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -34,7 +34,7 @@ def test_it_is_the_launchers(name: str, device: str, backend: type) -> None:
     told = signature(kernel(chain), chain, load_device(device))
     tensors = {}
     for tensor, letters in kernel(chain).tensors:
-        dtype = torch.float32 if tensor == "lse" else DTYPES[chain.dtype]
+        dtype = torch.float32 if tensor in (chain.output, "lse") else DTYPES[chain.dtype]
         dtype = torch.bool if tensor in chain.boolean_inputs else dtype
         tensors[tensor] = torch.empty([chain.sizes[letter] for letter in letters], dtype=dtype)
     values = {f"{tensor}_ptr": values for tensor, values in tensors.items()}

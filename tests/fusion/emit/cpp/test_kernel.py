@@ -100,6 +100,17 @@ def test_the_log_sum_exp_is_written_beside_the_output():
         assert_close("lse", lse, truth.float(), truth)
 
 
+def test_an_exact_output_is_the_output_before_it_is_rounded():
+    chain = attention(M=37, N=60, K=16, heads=2, dtype="bf16")
+    cases = [(chain, "mn(k,h)", {"M": 16, "N": 16, "K": 16, "H": 16}, (6, 4))]
+    tensors = to(draw_tensors(chain), torch.bfloat16)
+    (rounded, lse), (exact, same) = (compiled(cases, exact=exact, save_lse=True)[0](chain, tensors) for exact in (0, 1))
+    assert (rounded.dtype, exact.dtype, same.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert torch.equal(exact.bfloat16(), rounded)
+    assert not torch.equal(exact, rounded.float())
+    assert torch.equal(lse, same)
+
+
 def test_illegal_schedules_and_a_missing_softmax_are_refused():
     plain = gemm_chain(M=64, N=64, K=64)
     tiles = {"M": 16, "N": 16, "K": 16}
