@@ -342,7 +342,9 @@ class LayerSizes:
 class TuneConfig:
     """A search whose winner is kept for later runs."""
 
-    subject: Literal["none", "threads", "moe_calibrate", "moe_explain", "moe_fit", "fusion_funnel"]
+    subject: Literal[
+        "none", "threads", "moe_calibrate", "moe_explain", "moe_fit", "fusion_funnel", "fusion_calibrate_cpu"
+    ]
     """What is searched; none for experiments of the other verbs."""
     candidates: tuple[int, ...] = ()
     """Candidates to measure; empty takes the powers of two up to the number of cores."""

@@ -3,9 +3,17 @@
 from configs.schema import Config
 from configs.typed import ConfigError
 from scripts.testbed import launch
-from scripts.testbed.benchmarks import fusion_funnel, moe_calibrate, moe_explain, moe_fit, thread_counts
+from scripts.testbed.benchmarks import (
+    fusion_calibrate_cpu,
+    fusion_funnel,
+    moe_calibrate,
+    moe_explain,
+    moe_fit,
+    thread_counts,
+)
 
 SUBJECTS: dict[str, launch.Verb] = {
+    "fusion_calibrate_cpu": fusion_calibrate_cpu.tune,
     "fusion_funnel": fusion_funnel.tune,
     "moe_calibrate": moe_calibrate.tune,
     "moe_explain": moe_explain.tune,

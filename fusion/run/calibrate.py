@@ -85,10 +85,27 @@ def this_cpu() -> Device:
     except (OSError, ValueError, DeviceError):
         device = measure_cpu()
         try:
-            write_whole(path, json.dumps(vars(device), indent=1))
+            keep(device)
         except OSError as error:
             logger.warning("%s cannot be written, so the next process measures again: %s", path, error)
     return device
+
+
+def keep(device: Device) -> Path:
+    """Keep a device as this machine's.
+
+    Args:
+        device: As `measure_cpu` finds it.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = device_path()
+    write_whole(path, json.dumps(vars(device), indent=1))
+    return path
 
 
 def device_path() -> Path:
