@@ -4,7 +4,7 @@
   loop, one more where products read it in place (warp groups). A tile with less than 4 bytes for every thread, or
   whose rows are not aligned, is not copied ahead.
 - Any other operand is one buffer: on CUDA from its load to its last product, on HIP only while it passes on its way to
-  registers. So does one that has to be transposed, but for warp groups.
+  registers. So does a right one that has to be transposed, but for warp groups.
 - A value is a buffer where it cannot stay in registers from one product to the next: of one that is older than the
   loop that reads it, from before the loop on.
 - The output passes through on its way to memory.
@@ -177,11 +177,11 @@ class _Walk:
         return any(x.kind == "C" and finished & set(operands(product_of(self.chain, x.tensor))) for x in inside)
 
     def _is_transposed(self, name: str, product: MatMul) -> bool:
-        """Whether an operand of 16 bits changes the order of its letters on the way to a product of single warps."""
-        rows, columns = (letter for letter in self.chain.tensors[product.out] if letter in self.tiles)
+        """Whether a right operand of 16 bits changes its letters' order on the way to a product of single warps."""
+        columns = next(letter for letter in reversed(self.chain.tensors[product.out]) if letter in self.tiles)
         stored = "".join(letter for letter in self.chain.tensors[name] if letter in self.tiles)
-        wanted = rows + product.over if rows in stored else product.over + columns
-        return stored != wanted and self.chain.dtype != "fp32" and not self.dots.is_warp_group(product.out)
+        is_narrow = self.chain.dtype != "fp32"
+        return stored == columns + product.over and is_narrow and not self.dots.is_warp_group(product.out)
 
     def _is_invariant(self, item: Loop | Statement) -> bool:
         """Whether what begins a loop does the same in every round: all that it reads is older."""

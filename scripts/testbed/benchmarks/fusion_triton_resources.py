@@ -1,6 +1,7 @@
 """Shared memory, registers and spills of fused kernels, compiled for GPUs that need not be here.
 
 The kernels that searches choose have to fit, must not spill, and are run in Triton's interpreter against the reference.
+So have those of the chains' gradients to fit, and not to spill.
 Candidates drawn at random are compiled too, to see how often the estimate of shared memory says rightly what fits.
 """
 
@@ -20,6 +21,7 @@ from fusion.plan.space import search_space
 from fusion.run.resources import Compilers
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks.fusion_estimates import Estimate, draw, estimate, share
+from scripts.testbed.benchmarks.fusion_gradient_kernels import gradient_chains, saving
 from scripts.testbed.benchmarks.fusion_plans import devices, shapes
 from scripts.testbed.benchmarks.fusion_shapes import ATTENTION_LABEL, GEMM_LABEL
 from scripts.testbed.benchmarks.fusion_winners import Winner, is_right, scaled, winner
@@ -47,23 +49,35 @@ def bench(config: Config, run: launch.Run) -> launch.Outcome:
         ConfigError: Where a device cannot be used or a shape is unknown.
     """
     section, key = config.bench.kernels, "bench.kernels"
-    found = devices(section.devices, argument=f"{key}.devices")
-    pairs = list(itertools.product(shapes(section, argument=key).items(), found))
+    found, chains = devices(section.devices, argument=f"{key}.devices"), shapes(section, argument=key)
+    pairs = list(itertools.product(chains.items(), found))
     with Compilers(COMPILERS, timeout_s=TIMEOUT_S) as compilers:
         kernels = CompiledKernels(compilers, run.folder / "compiled.jsonl")
-        winners = _side_by_side(
-            "winner", lambda pair: winner(*pair[0], pair[1], section, kernels, seed=config.seed), pairs
-        )
+
+        def searched(pair: tuple[tuple[str, Chain], Device]) -> Winner:
+            return winner(*pair[0], pair[1], section, kernels, seed=config.seed)
+
+        winners = _side_by_side("winner", searched, pairs)
+        backward = list(itertools.product(gradient_chains(chains).items(), found))
+        of_gradients = saving(winners, kernels) + _side_by_side("gradient's winner", searched, backward)
         drawn = _drawn(pairs, section.num_compiled, seed=config.seed)
         estimates = _side_by_side("candidate", lambda each: estimate(*each, kernels), drawn)
     failures = _failures(winners, seed=config.seed)
-    summary = _summary(winners, estimates, failures)
+    summary = _summary(winners, estimates, failures) | {
+        "gradient_kernels": len(of_gradients),
+        "gradient_fits_everywhere": _all_fit(of_gradients),
+        "gradient_spilled_kernels": _spilled(of_gradients),
+    }
     rows = [row for one in winners for row in _rows(one)] + _error_rows(estimates) + headlines("fusion", summary)
     return launch.Outcome(
         kind="measured",
         rows=tuple(rows),
         summary=summary,
-        sections=(_estimates_section(estimates), *(_winners_section(device, winners) for device in found)),
+        sections=(
+            _estimates_section(estimates),
+            *(_winners_section(device, winners, f"Winners on {device.name}") for device in found),
+            *(_winners_section(device, of_gradients, f"Kernels of gradients on {device.name}") for device in found),
+        ),
     )
 
 
@@ -108,8 +122,8 @@ def _summary(
 ) -> dict[str, float | int | str | None]:
     compiled = [one for one in estimates if one.compiled is not None]
     summary: dict[str, float | int | str | None] = {
-        "fits_everywhere": int(all(one.compiled.fits(one.device) for one in winners)),
-        "spilled_kernels": sum(one.compiled.spilled_bytes > 0 for one in winners),
+        "fits_everywhere": _all_fit(winners),
+        "spilled_kernels": _spilled(winners),
         "interpreter_failures": len(failures),
         "winners": len(winners),
         "compiled_candidates": len(compiled),
@@ -128,6 +142,14 @@ def _summary(
             "shared_estimate_median_error": statistics.median(one.error for one in compiled),
         }
     return summary
+
+
+def _all_fit(winners: Sequence[Winner]) -> int:
+    return int(all(one.compiled.fits(one.device) for one in winners))
+
+
+def _spilled(winners: Sequence[Winner]) -> int:
+    return sum(one.compiled.spilled_bytes > 0 for one in winners)
 
 
 def _rows(one: Winner) -> list[Row]:
@@ -219,14 +241,14 @@ def _estimate_row(device: str, own: Sequence[Estimate]) -> tuple[str, ...]:
     )
 
 
-def _winners_section(device: Device, winners: Sequence[Winner]) -> Section:
+def _winners_section(device: Device, winners: Sequence[Winner], title: str) -> Section:
     own = [one for one in winners if one.device is device]
     refused: dict[str, int] = {}
     for reason, number in (pair for one in own for pair in one.refused):
         refused[reason] = refused.get(reason, 0) + number
     refusals = "; ".join(f"{reason}: {number}" for reason, number in refused.items()) or "none"
     return Section(
-        title=f"Winners on {device.name}",
+        title=title,
         note=f"{GEMM_LABEL} (G1-G12) and {ATTENTION_LABEL}, fp16. Time is the paper's model's (simulated); shared "
         f"memory, registers and spills are compiled, of a block's {device.shared_bytes_per_block / KIB:.0f} KiB. "
         f"Candidates that searches refused: {refusals}.",

@@ -8,6 +8,7 @@ import pytest
 
 from fusion import Chain, attention, gemm_chain, mlp
 from fusion.emit.triton import emit
+from fusion.plan import Dim, Input, MatMul
 from fusion.plan.allocation import allocated_bytes
 from fusion.plan.device import load_device
 from fusion.plan.schedule import Schedule, block, schedule
@@ -17,6 +18,12 @@ from fusion.run.resources import Compiler
 GPUS = ("a100", "rtx3080", "h100", "mi300")
 GEMMS = gemm_chain(M=256, N=256, K=128, H=64, dtype="fp16")
 ATTENTION = attention(M=256, N=256, K=64, heads=2, dtype="fp16")
+TRANSPOSED = Chain(
+    (Dim("N", 256), Dim("H", 64), Dim("M", 256), Dim("K", 128)),
+    (Input("A", "MK"), Input("B", "KN"), Input("D", "MH")),
+    (MatMul("C", "A", "B", over="K"), MatMul("E", "C", "D", over="M")),
+    "fp16",
+)
 RULES = {  # name -> chain, expression, tiles, warps, stages
     "copied ahead": (gemm_chain(M=256, N=256, K=256, dtype="fp16"), "mnk", {"M": 64, "N": 64, "K": 32}, 4, 3),
     "one buffer each": (gemm_chain(M=256, N=256, K=256, dtype="fp16"), "mnk", {"M": 64, "N": 32, "K": 64}, 4, 1),
@@ -25,6 +32,7 @@ RULES = {  # name -> chain, expression, tiles, warps, stages
     "through shared memory": (GEMMS, "mhnk", {"M": 64, "N": 128, "K": 32, "H": 64}, 8, 2),
     "a wide reader": (GEMMS, "mhnk", {"M": 16, "N": 32, "K": 128, "H": 64}, 4, 2),
     "invariant in a loop": (GEMMS, "mnhk", {"M": 128, "N": 256, "K": 128, "H": 16}, 8, 2),
+    "a left operand transposed": (TRANSPOSED, "nmhk", {"M": 32, "N": 64, "K": 128, "H": 64}, 4, 2),
     "written out": (GEMMS, "mn(k,h)", {"M": 64, "N": 64, "K": 128, "H": 32}, 4, 2),
     "padded to powers of two": (GEMMS, "mhnk", {"M": 48, "N": 80, "K": 112, "H": 64}, 4, 2),
     "no products of tensor cores": (

@@ -10,7 +10,7 @@ from scripts.testbed.benchmarks.fusion_estimates import Estimate
 from scripts.testbed.launch import Outcome, Run, compose
 
 SMALL = ["experiment=fusion/triton_resources", "debug=smoke", "bench.kernels.devices=[a100,mi300]",
-         "bench.kernels.shapes=[G1]", "bench.kernels.num_compiled=3"]  # fmt: skip
+         "bench.kernels.shapes=[Mixer-Small/32-S]", "bench.kernels.num_compiled=3"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,13 @@ def test_winners_fit_do_not_spill_and_are_right(outcome: Outcome) -> None:
     summary = outcome.summary
     assert (summary["fits_everywhere"], summary["spilled_kernels"], summary["interpreter_failures"]) == (1, 0, 0)
     assert (summary["winners"], summary["compiled_candidates"]) == (2, 4), "two of each device, for three asked for"
+    assert summary["gradient_kernels"] == 2 * (3 + 1), "of the three inputs, and one that saves a log-sum-exp"
+    assert (summary["gradient_fits_everywhere"], summary["gradient_spilled_kernels"]) == (1, 0)
     figures = {(row.provider, row.metric): row.value for row in outcome.rows}
     for device, limit in (("a100", 166912), ("mi300", 65536)):
-        assert 0 < figures[device, "shared_G1"] <= limit
-        assert 0 < figures[device, "registers_G1"] <= 512
-    assert {row.kind for row in outcome.rows if row.metric == "time_G1"} == {"simulated"}
+        assert 0 < figures[device, "shared_Mixer-Small/32-S"] <= limit
+        assert 0 < figures[device, "registers_Mixer-Small/32-S"] <= 512
+    assert {row.kind for row in outcome.rows if row.metric == "time_Mixer-Small/32-S"} == {"simulated"}
 
 
 def test_a_second_run_in_the_folder_compiles_nothing(outcome: Outcome, folder: Path) -> None:
