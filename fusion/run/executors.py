@@ -7,7 +7,8 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,18 @@ def check(chain: Chain, tensors: Sequence[Any]) -> None:
             )
 
 
+@contextmanager
+def by_itself(device: torch.device) -> Iterator[None]:
+    """What torch does by itself: gradients inside of an operator too, no inference mode, no autocast.
+
+    Args:
+        device: Whose autocast is meant.
+    """
+    autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    with torch.inference_mode(False), autograd, torch.autocast(device.type, enabled=False):
+        yield
+
+
 class Executors:
     """Executors by name, and what they said of each chain; a process has one of it.
 
@@ -158,7 +171,7 @@ class Executors:
         sized = gradients(chain, wanted) if plan is not None else None
         if 0 in sizes.values():
             return Call(chain, sized, None)
-        with self._lock:
+        with self._lock, by_itself(tensors[0].device):
             found = self.get(executor)(chain, wanted, tensors[0].device)
         if isinstance(found, Execution) and (sized is not None or not wanted):
             return Call(chain, sized, found.execute)

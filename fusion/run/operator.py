@@ -17,11 +17,9 @@ from fusion.plan.derived import GradientError
 from fusion.plan.stages import Softmax
 from fusion.run.autograd import backwards, forwards
 from fusion.run.check import DTYPES
-from fusion.run.executors import DEFAULT, Call, Described, check, executors, plan_of, wanted_names
+from fusion.run.executors import DEFAULT, Call, Described, by_itself, check, executors, plan_of, wanted_names
 from fusion.run.form import read_form, sizes_of
 from fusion.run.unfused import run_unfused
-
-_AUTOGRAD, _KEY = torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey.AutogradFunctionality
 
 
 def call_chain(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) -> Tensor:
@@ -128,7 +126,7 @@ def run_backward(
     """
     call = _call_of(tensors, form, needs, executor)
     wanted = wanted_names(call.chain, needs)
-    with torch.autocast(gradient.device.type, enabled=False), _AUTOGRAD(_KEY, False):
+    with by_itself(gradient.device):
         if call.execute is None or call.plan is None:
             found = _torch_gradients(call, tensors, wanted, gradient)
         else:

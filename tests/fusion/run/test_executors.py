@@ -63,3 +63,23 @@ def test_where_nothing_runs_torch_does_and_says_so_once(caplog):
             assert_equal_up_to_rounding("output", output, torch.relu(a @ b) @ d, roundings=16)
     assert len(caplog.records) == 1
     assert "fp32: never; torch runs it" in caplog.text
+
+
+@pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu")], ids=str)
+def test_executors_are_asked_outside_of_whatever_the_caller_is_in(around):
+    """They try kernels, and differentiate them, when a chain comes first: inside of an operator, or of autocast."""
+    seen = []
+
+    def executor_for(chain, needs, device):
+        weight = torch.ones(2, 2, requires_grad=True)
+        with torch.enable_grad():
+            product = weight @ weight
+        seen.append((product.dtype, torch.autograd.grad(product.sum(), weight)[0].is_inference()))
+        return "only trying"
+
+    executors.add("trying", executor_for)
+    a, b, d = drawn()
+    with around():
+        call_chain(form_of(CHAIN), (a, b, d), "trying")
+    call_chain(form_of(CHAIN), (a.requires_grad_(), b, d), "trying").sum().backward()
+    assert seen == [(torch.float32, False)] * 2
