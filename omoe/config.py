@@ -7,9 +7,10 @@ from typing import Literal, get_args
 Space = Literal["update", "input"]
 Combine = Literal["mean", "load", "union"]
 Linears = Literal["both", "up", "down"]
+Projects = Literal["step", "gradient"]
 Control = Literal["none", "length", "random", "own"]
 
-INPUT_ONLY = ("alpha", "combine", "refresh_in_orthogonal", "rank")
+INPUT_ONLY = ("alpha", "combine", "refresh_in_orthogonal", "rank", "forgetting")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,9 @@ class OMoEConfig:
     """Steps in a cycle: period - 1 accumulating ones, then an orthogonal one; 1 makes every step orthogonal."""
     first_orthogonal_step: int = 0
     """Steps, counted from 0, before which every step is accumulating."""
+    projects: Projects = "step"
+    """What is projected: the base optimizer's finished step, or the gradient before it, which an optimizer that divides
+    element by element partly undoes."""
     linears: Linears = "both"
     """Which of an expert's linears are projected: those into the hidden width (up), those out of it (down), or both."""
     alpha: float = 100.0
@@ -38,12 +42,21 @@ class OMoEConfig:
     """Columns that are kept of every projector, which bounds its memory; None keeps it exact. Only for space=input."""
     refresh_in_orthogonal: bool = True
     """Whether orthogonal steps refresh the projectors too. Only for space=input."""
+    forgetting: float = 1.0
+    """Share b of what a projector takes out that a refresh leaves before it adds more: P <- b P + (1 - b) I. Only for
+    space=input without a rank."""
     control: Control = "none"
     """What an experiment's control does instead of an orthogonal step; see omoe/control.py."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, choices in (("space", Space), ("combine", Combine), ("linears", Linears), ("control", Control)):
+        for name, choices in (
+            ("space", Space),
+            ("combine", Combine),
+            ("linears", Linears),
+            ("projects", Projects),
+            ("control", Control),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(get_args(choices))}")
         for name, least in (("period", 1), ("first_orthogonal_step", 0), ("rank", 1)):
@@ -56,6 +69,12 @@ class OMoEConfig:
             raise ValueError(f"alpha={self.alpha!r}: give a number above 0, such as 100.0")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha={self.alpha!r}: give a finite number above 0, such as 100.0")
+        if isinstance(self.forgetting, bool) or not 0 < self.forgetting <= 1:
+            raise ValueError(
+                f"forgetting={self.forgetting!r}: give a number above 0 and at most 1, which forgets nothing"
+            )
+        if self.forgetting < 1 and self.rank is not None:
+            raise ValueError(f"forgetting={self.forgetting!r} with rank={self.rank}: set rank=None, or forgetting=1.0")
         if not isinstance(self.refresh_in_orthogonal, bool):
             raise ValueError(f"refresh_in_orthogonal={self.refresh_in_orthogonal!r}: give True or False")
         if self.space == "update":

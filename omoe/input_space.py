@@ -13,6 +13,7 @@ from omoe.low_rank import appended, error_bound, factors, removed_by_factors
 from omoe.projector import (
     SYMMETRISE_EVERY,
     complements,
+    forgotten,
     others_share,
     refreshed,
     removed_by_others,
@@ -79,7 +80,8 @@ def refresh(state: LinearState, taken: MeanInput, config: OMoEConfig, *, ranks: 
         seen_EIM = seen_EIM[own]
     state["num_tokens_E"] = state["num_tokens_E"] + taken.num_tokens_E
     if config.rank is None:
-        state["projector_EII"] = refreshed(state["projector_EII"], seen_EIM, alpha=config.alpha)
+        projector_EII = forgotten(state["projector_EII"], share=config.forgetting)
+        state["projector_EII"] = refreshed(projector_EII, seen_EIM, alpha=config.alpha)
         if num_steps % SYMMETRISE_EVERY == 0:
             state["projector_EII"] = symmetrised(state["projector_EII"])
         return

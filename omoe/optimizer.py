@@ -103,7 +103,9 @@ class OMoE(Optimizer):
         if not self.linear_state:
             self.linear_state = {linear.name: initial_state(linear, self.config) for linear in self.expert_linears}
         before: dict[str, Tensor] = {}
-        if self._orthogonal():
+        if self._orthogonal() and self.config.projects == "gradient":
+            self._project_gradients(closure)
+        elif self._orthogonal():
             before = {linear.name: self._copied(linear) for linear in self.expert_linears}
         loss = self.base.step() if closure is None else self.base.step(closure)
         if before:
@@ -132,17 +134,40 @@ class OMoE(Optimizer):
         if self.config.space == "update" and self.config.control == "none" and self.ranks.group is None:
             state["removed_energy_E"] = project(_rows(linear, before_EOI, state["start_EOI"], decay_shares)).float()
             return
-        change_EK = (before_EOI - state["start_EOI"]).flatten(1) if self.config.space == "update" else None
+        change_EOI = before_EOI - state["start_EOI"] if self.config.space == "update" else None
         step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
-        if change_EK is not None:
-            removed_EOI = self._along_changes(linear, step_EOI.flatten(1), change_EK).view_as(step_EOI)
+        torch._foreach_sub_(expert_weights(linear), self._removed(linear, step_EOI, change_EOI).unbind(0))
+
+    @torch.no_grad()
+    def _project_gradients(self, closure: Callable[[], float] | None) -> None:
+        if closure is not None:
+            raise ValueError("closure: got one with projects='gradient', which needs the gradient first; give none")
+        for linear in self.expert_linears:
+            weight_EOI = self._copied(linear)
+            gradient_EOI = torch.zeros_like(weight_EOI)
+            num_parts = len(linear.parameters)
+            for part_EOI, parameter in zip(gradient_EOI.chunk(num_parts), linear.parameters, strict=True):
+                if parameter.grad is not None:
+                    part_EOI.copy_(parameter.grad.view_as(part_EOI))
+            start_EOI = self.linear_state[linear.name].get("start_EOI")
+            change_EOI = None if start_EOI is None else weight_EOI - start_EOI
+            removed_EOI = self._removed(linear, gradient_EOI, change_EOI)
+            for part_EOI, parameter in zip(removed_EOI.chunk(num_parts), linear.parameters, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.sub_(part_EOI.view_as(parameter.grad))
+
+    def _removed(self, linear: ExpertLinear, step_EOI: Tensor, change_EOI: Tensor | None) -> Tensor:
+        """What is taken out of a step, or of a gradient, whose share is noted."""
+        state = self.linear_state[linear.name]
+        if change_EOI is not None:
+            removed_EOI = self._along_changes(linear, step_EOI.flatten(1), change_EOI.flatten(1)).view_as(step_EOI)
         else:
             removed_EOI = removed(step_EOI, state, self.config, ranks=self.ranks, seed=self._seed(linear))
         if self.config.control == "length":
             removed_EOI = shortened(step_EOI, removed_EOI)
-        torch._foreach_sub_(expert_weights(linear), removed_EOI.unbind(0))
         energy_E = _energy(step_EOI)
         state["removed_energy_E"] = torch.where(energy_E > 0, _energy(removed_EOI) / energy_E, 0).float()
+        return removed_EOI
 
     def _along_changes(self, linear: ExpertLinear, step_EK: Tensor, change_EK: Tensor) -> Tensor:
         if self.config.control == "own":

@@ -58,6 +58,18 @@ def refreshed(projector_EII: Tensor, seen_EIM: Tensor, *, alpha: float) -> Tenso
     return torch.baddbmm(projector_EII, scaled_EMI.mT, scaled_EMI, alpha=-1)
 
 
+def forgotten(projector_EII: Tensor, *, share: float) -> Tensor:
+    """The projectors drawn to the identity: b P + (1 - b) I, with b the share that is kept; P itself for 1.
+
+    Source: our definition, section 4.1, forgetting.
+    """
+    if share == 1:
+        return projector_EII
+    scaled_EII = projector_EII * share
+    scaled_EII.diagonal(dim1=1, dim2=2).add_(1 - share)
+    return scaled_EII
+
+
 def symmetrised(projector_EII: Tensor) -> Tensor:
     """(P + P^T) / 2.
 

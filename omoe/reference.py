@@ -72,9 +72,11 @@ class ReferenceOMoE:
         Source: our definition, section 4, pseudo-code.
         """
         config = self.config
-        steps = [self.base_step(expert, gradient, self.t) for expert, gradient in enumerate(gradients)]
         orthogonal_step = self.t >= config.first_orthogonal_step and self.t % config.period == config.period - 1
-        if orthogonal_step:
+        if orthogonal_step and config.projects == "gradient":
+            gradients = [self._projected(expert, gradient) for expert, gradient in enumerate(gradients)]
+        steps = [self.base_step(expert, gradient, self.t) for expert, gradient in enumerate(gradients)]
+        if orthogonal_step and config.projects == "step":
             steps = [self._projected(expert, step) for expert, step in enumerate(steps)]
         for expert, step in enumerate(steps):
             self.weights[expert] = self.weights[expert] - self.decay * self.weights[expert] + step
@@ -111,6 +113,11 @@ class ReferenceOMoE:
         return outside_span(step_OI, [self.weights[other] - self.start[other] for other in self.others(expert)])
 
     def _refresh(self, inputs: Sequence[Tensor]) -> None:
+        kept = self.config.forgetting
+        if kept < 1:
+            identity = torch.eye(len(self.projectors[0]), dtype=self.projectors[0].dtype)
+            self.projectors = [kept * projector + (1 - kept) * identity for projector in self.projectors]
+            self.union_projectors = [kept * projector + (1 - kept) * identity for projector in self.union_projectors]
         for expert, rows_RI in enumerate(inputs):
             if rows_RI.shape[0] == 0:
                 continue

@@ -32,6 +32,9 @@ CONFIGS = {
     "load": OMoEConfig(space="input", alpha=1.0, combine="load"),
     "union": OMoEConfig(space="input", alpha=1.0, combine="union"),
     "input-cycles": OMoEConfig(space="input", alpha=1.0, period=2, refresh_in_orthogonal=False),
+    "forgetting": OMoEConfig(space="input", alpha=1.0, forgetting=0.8),
+    "gradient": OMoEConfig(projects="gradient"),
+    "gradient-input": OMoEConfig(space="input", alpha=1.0, projects="gradient", period=2),
     "low-rank": OMoEConfig(space="input", alpha=1.0, rank=16),
     "input-down": OMoEConfig(space="input", alpha=1.0, linears="down"),
 }

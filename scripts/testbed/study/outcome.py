@@ -126,14 +126,12 @@ def _summary(runs: Runs, first: str) -> dict[str, float | int | str | None]:
             if values:
                 summary[f"{short}_{name}"] = statistics.fmean(values)
     for short in ("similarity", "change_cosine"):
-        pairs = [
-            pair
-            for task in runs.values()
-            if (pair := compare(*(_diversity_by_seed(task.get(name, {}), SIMILARITY[short]) for name in (OMOE, first))))
-        ]
-        if pairs:
-            summary[f"{short}_lower_pairs"] = sum(pair.losses for pair in pairs)
-            summary[f"{short}_pairs"] = sum(pair.pairs for pair in pairs)
+        for other, suffix in ((first, ""), (CONTROL, "_control")):
+            pairs = [_pairs(task, SIMILARITY[short], other) for task in runs.values()]
+            known = [pair for pair in pairs if pair is not None]
+            if known:
+                summary[f"{short}{suffix}_lower_pairs"] = sum(pair.losses for pair in known)
+                summary[f"{short}{suffix}_pairs"] = sum(pair.pairs for pair in known)
     for task, methods in runs.items():
         if OMOE in methods:
             own = scores(methods[OMOE])[1]
@@ -144,6 +142,11 @@ def _summary(runs: Runs, first: str) -> dict[str, float | int | str | None]:
                     summary[f"{task}_omoe_vs_{name}_p"] = None if found is None else found.p_value
     summary["finished_runs"] = sum(len(seeds) for methods in runs.values() for seeds in methods.values())
     return summary
+
+
+def _pairs(task: Mapping[str, Mapping[int, Record]], metric: str, other: str) -> Paired | None:
+    own, theirs = (_diversity_by_seed(task.get(name, {}), metric) for name in (OMOE, other))
+    return compare(own, theirs)
 
 
 def _tables(runs: Runs, first: str, config: Config) -> list[Section]:
