@@ -41,7 +41,7 @@ CONFIGS = {
 TIMED = (DEFAULT, LOW_RANK)
 STEPS = {BASE: 1, DEFAULT: 1, LOW_RANK: PERIOD}
 """Of a timed call."""
-ERROR_STEPS = 120
+ERROR_STEPS = 90
 """Steps after which low rank is compared with exact: columns have been dropped several times by then."""
 ERROR_TOKENS = 256
 LEARNING_RATE = 1e-4
@@ -224,13 +224,13 @@ def _section(config: Config, timings: dict[str, Timing], bert: dict[str, int], e
         for name, timing in timings.items()
     )
     shown = ", ".join(f"{value:.4f} ({name})" for name, value in errors.items())
+    layers = ", ".join(config.moe.layers)
     return Section(
         title="A training step",
-        note=f"{config.bench.num_tokens} tokens, {config.moe.gate.num_experts} experts in layers {', '.join(config.moe.layers)}, "
+        note=f"{config.bench.num_tokens} tokens, {config.moe.gate.num_experts} experts in {layers}, "
         f"{resolve(config.trainer.precision, config.cluster.device)}, {torch.get_num_threads()} thread(s); medians of "
-        f"{config.bench.repeats} alternated rounds. Low rank keeps {RANK} columns; what it takes out "
-        f"of a step differs from the exact form's by {shown} of its "
-        "length.",
+        f"{config.bench.repeats} alternated rounds. Low rank keeps {RANK} columns; what it takes out of a step differs "
+        f"from the exact form's by {shown} of its length.",
         plots=(
             plots.bars(
                 {name: [timing.median_us / 1e3] for name, timing in timings.items()},
