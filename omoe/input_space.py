@@ -62,7 +62,7 @@ def _removed(step_EOI: Tensor, state: LinearState, config: OMoEConfig, ranks: Ex
 
 
 def refresh(state: LinearState, taken: MeanInput, config: OMoEConfig, *, ranks: ExpertGroup, num_steps: int) -> None:
-    """Let the projectors take in the mean inputs of a step.
+    """Let the projectors take in the mean inputs of a step; one that is not finite counts as none.
 
     Args:
         state: Of the linear; its tensors are replaced.
@@ -74,11 +74,13 @@ def refresh(state: LinearState, taken: MeanInput, config: OMoEConfig, *, ranks: 
     Source: our definition, section 4, the last loop of the pseudo-code.
     """
     own = ranks.own(len(taken.mean_EI))
-    mean_NI = ranks.gather(taken.mean_EI) if config.combine == "union" else taken.mean_EI
+    finite_E = taken.mean_EI.isfinite().all(1)
+    mean_EI = torch.where(finite_E[:, None], taken.mean_EI, 0)
+    mean_NI = ranks.gather(mean_EI) if config.combine == "union" else mean_EI
     seen_EIM = seen_means(mean_NI, combine=config.combine)
     if config.combine == "union":
         seen_EIM = seen_EIM[own]
-    state["num_tokens_E"] = state["num_tokens_E"] + taken.num_tokens_E
+    state["num_tokens_E"] = state["num_tokens_E"] + taken.num_tokens_E * finite_E
     if config.rank is None:
         projector_EII = forgotten(state["projector_EII"], share=config.forgetting)
         state["projector_EII"] = refreshed(projector_EII, seen_EIM, alpha=config.alpha)

@@ -85,3 +85,16 @@ def test_controls_take_out_ones_own_or_random_directions() -> None:
         trace_E = removed(eye_EII, state, config, ranks=ALONE, seed=seed).diagonal(dim1=1, dim2=2).sum(1)
         expected_E = MODEL * (1 - others_trace(state, plain, ranks=ALONE))
         assert_equal_up_to_rounding("trace", trace_E, expected_E.float(), roundings=64)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_an_input_that_is_not_finite_counts_as_none(rank: int | None) -> None:
+    config = OMoEConfig(space="input", alpha=1.0, rank=rank)
+    broken, missing = after(config), after(config)
+    mean_EI, tokens_E = torch.randn(NUM_EXPERTS, MODEL), torch.full((NUM_EXPERTS,), 3)
+    mean_EI[1, 2] = torch.nan
+    refresh(broken, MeanInput(mean_EI.clone(), tokens_E.clone()), config, ranks=ALONE, num_steps=6)
+    mean_EI[1], tokens_E[1] = 0, 0
+    refresh(missing, MeanInput(mean_EI, tokens_E), config, ranks=ALONE, num_steps=6)
+    for name, tensor in broken.items():
+        assert torch.equal(tensor, missing[name]), name

@@ -323,6 +323,21 @@ def test_experts_without_tokens_and_zero_gradients(config: OMoEConfig, listed: b
             assert torch.equal(state["projector_EII"][3], torch.eye(size)) is (config.combine != "union")
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_gradient_that_is_not_a_number_stays_with_its_expert(config: OMoEConfig) -> None:
+    model = small()
+    optimizer = wrapped(model, config, "sgd")
+    train(model, optimizer, batches(2))
+    for batch in batches(2):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        model.experts.up.weight.grad[0] = torch.nan
+        optimizer.step()
+        model.experts.up.weight.data[0] = 0.1  # what a loss scaler or a person would do about it
+    for name, tensor in weights(model).items():
+        assert tensor.isfinite().all(), name
+
+
 @pytest.mark.parametrize("space", ["update", "input"])
 def test_bfloat16_parameters(space: str) -> None:
     model = small(dtype=torch.bfloat16)
