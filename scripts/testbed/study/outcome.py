@@ -95,7 +95,6 @@ def _rows(task: str, methods: Mapping[str, Mapping[int, Record]], name: str, fir
     for name_of, value in _mean_diversity(runs).items():
         add(name_of, UNITS[name_of.removesuffix("_before")], value)
     add("removed_energy", "ratio", statistics.fmean(record.finished.removed_energy for record in runs.values()))
-    add("train_seconds", "s", statistics.fmean(record.finished.seconds for record in runs.values()))
     return found
 
 
