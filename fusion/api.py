@@ -20,6 +20,7 @@ from fusion.graph.outside import outside_tensors
 from fusion.plan.chain import Chain
 from fusion.run.autograd import apply
 from fusion.run.executor import Execution, ExecutorFor
+from fusion.run.executors import by_itself
 from fusion.run.planned import planned_executor
 
 
@@ -142,7 +143,8 @@ def _planned(traced: Trace, tensors: Sequence[Tensor], executor_for: ExecutorFor
 
     @functools.cache
     def asked(chain: Chain, needs: frozenset[str]) -> Execution | str:
-        return executor_for(chain, needs, device)
+        with by_itself(device):
+            return executor_for(chain, needs, device)
 
     def execution_for(match: Match) -> Execution | str:
         return asked(match.chain, match.needs(differentiated))

@@ -97,7 +97,7 @@ def fuse_graph(graph_module: GraphModule, executor: str = DEFAULT) -> tuple[Grap
 
     Source: not in the paper.
     """
-    executor_for = executors.get(executor)
+    executors.get(executor)  # an unknown name is refused before anything is traced
     inner = [node for node in graph_module.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
     if inner:
         return graph_module, "\n".join(_fuse_inside(graph_module, node, executor) for node in inner)
@@ -115,7 +115,7 @@ def fuse_graph(graph_module: GraphModule, executor: str = DEFAULT) -> tuple[Grap
         return of_sizes(form_of(match.chain), sizes)
 
     def execution_for(match: Match) -> Execution | str:
-        return executor_for(sized(match), match.needs(differentiated), tensors[0].device)
+        return executors.ask(executor, sized(match), match.needs(differentiated), tensors[0].device)
 
     choice = choose(symbols.concrete(original), execution_for, differentiated)
     text = _described(choice, sized)

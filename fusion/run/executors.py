@@ -158,6 +158,21 @@ class Executors:
             raise ValueError(f"executor={name!r}: known are {sorted(self._by_name)}; add it with executors.add first")
         return self._by_name[name]
 
+    def ask(self, name: str, chain: Chain, needs: frozenset[str], device: torch.device) -> Execution | str:
+        """What an executor says of a chain, asked by one thread at a time and outside of whatever the caller is in.
+
+        Args:
+            name: Of the executor.
+            chain: With its sizes.
+            needs: Names of the inputs that need a gradient.
+            device: Where its tensors are.
+
+        Raises:
+            ValueError: There is no executor of this name.
+        """
+        with self._lock, by_itself(device):
+            return self.get(name)(chain, needs, device)
+
     def renew_lock(self) -> None:
         """In a forked process nobody holds what another thread held."""
         self._lock = threading.RLock()
@@ -171,8 +186,7 @@ class Executors:
         sized = gradients(chain, wanted) if plan is not None else None
         if 0 in sizes.values():
             return Call(chain, sized, None)
-        with self._lock, by_itself(tensors[0].device):
-            found = self.get(executor)(chain, wanted, tensors[0].device)
+        found = self.ask(executor, chain, wanted, tensors[0].device)
         if isinstance(found, Execution) and (sized is not None or not wanted):
             return Call(chain, sized, found.execute)
         self._say(f"{chain}: {found if isinstance(found, str) else 'its gradients are no chains'}; torch runs it")

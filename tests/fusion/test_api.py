@@ -198,6 +198,18 @@ def test_autocast_is_a_part_of_the_signature(executor):
     assert [chain.dtype for chain in executor.ran] == ["fp32", "bf16"]
 
 
+def test_executors_are_asked_outside_of_whatever_the_caller_is_in():
+    seen = []
+
+    def executor_for(chain, needs, device):
+        seen.append((chain.dtype, (X @ A).dtype, torch.is_inference_mode_enabled()))
+        return "only looking"
+
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        fuse(mlp, executor_for=executor_for)(X, A, B)
+    assert set(seen) == {("bf16", torch.float32, False)}
+
+
 def test_kernels_are_planned_emitted_and_run_by_default(tmp_path):
     fused = fuse(attend, device="a100", cache_folder=tmp_path)
     q, k, v = (torch.randn(2, 20, 16).requires_grad_() for _ in range(3))

@@ -124,6 +124,14 @@ def test_inference_autocast_and_training_are_compiled_apart(executor):
     assert model.up.weight.grad.dtype == torch.float32
 
 
+def test_executors_are_asked_outside_of_whatever_the_caller_is_in(executor):
+    seen = []
+    executor.refuses = lambda chain, needs: seen.append((torch.eye(2) @ torch.eye(2)).dtype)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        compiled(Block())(torch.randn(3, 5, 8))
+    assert set(seen) == {torch.float32}
+
+
 def test_writes_and_casts_in_a_model_are_no_obstacle(executor):
     class Model(Block):
         def forward(self, x):
