@@ -87,6 +87,15 @@ def test_what_is_not_finite_comes_out_as_in_torch():
     assert not output[3].any()
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "relu"])
+def test_activations_are_right_far_from_zero_too(activation):
+    chain = gemm_chain(M=64, N=64, K=1, H=16, activation=activation)
+    (kernel,) = compiled([(chain, "mn(k,h)", {"M": 64, "N": 64, "K": 16, "H": 16}, (6, 4))])
+    tensors = draw_tensors(chain)
+    tensors["A"][:] = torch.linspace(-150, 150, 64, dtype=torch.float64)[:, None].float()
+    assert_right(kernel, chain, tensors)
+
+
 def test_the_log_sum_exp_is_written_beside_the_output():
     chain = attention(M=37, N=60, K=16, heads=2, causal=True)
     for tiles in ({"M": 16, "N": 16, "K": 16, "H": 16}, {"M": 16, "N": 64, "K": 16, "H": 16}):
