@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bliss import BlissConfig
+from configs.cpu import CPUSection
 from configs.kernels import KernelsSection
 from configs.typed import at_least, closest, share
 from moe_pipeline import GateConfig
@@ -265,7 +266,7 @@ class BenchConfig:
         "none", "moe_layer", "moe_overlap", "moe_memory", "moe_single", "moe_adaptive", "moe_model_accuracy",
         "moe_fig2", "moe_fig3", "moe_fig8", "moe_fig9", "moe_fig10", "moe_fig11", "moe_fig12", "moe_fig13",
         "moe_journal", "moe_clusters", "fusion_traffic", "fusion_predicted_speedup", "fusion_triton_resources",
-        "omoe_overhead",
+        "fusion_chains_cpu", "fusion_attention_cpu", "omoe_overhead",
     ]  # fmt: skip
     """What is measured; none for experiments of the other verbs."""
     repeats: int = 30
@@ -298,6 +299,8 @@ class BenchConfig:
     """What is simulated of clusters that nobody here has."""
     kernels: KernelsSection = field(default_factory=KernelsSection)
     """Fused kernels that are planned and compiled."""
+    cpu: CPUSection = field(default_factory=CPUSection)
+    """Fused kernels that are timed on a CPU beside other libraries."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "repeats", "num_tokens", "d_model", "d_hidden", "num_experts", "top_k", "width_divisor")

@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,6 +52,8 @@ class Outcome:
     sections: tuple[report.Section, ...] = ()
     on_record: bool = False
     """Whether the rows are those that scripts/results holds already."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What figures depend on beside the packages that every row names."""
 
 
 Verb = Callable[[Config, Run], Outcome]
@@ -127,7 +129,7 @@ def execute(config: Config, function: Verb, run: Run) -> rows.Result:
         data_sha256=outcome.data_sha256,
         commit=rows.commit(),
         device=rows.device(config.cluster.device),
-        versions=rows.versions(),
+        versions={**rows.versions(), **outcome.versions},
         date=datetime.date.today().isoformat(),
     )
     if run.rank == 0:
