@@ -6,6 +6,7 @@ from scripts.testbed import launch
 from scripts.testbed.benchmarks import (
     fusion_attention_cpu,
     fusion_chains_cpu,
+    fusion_model_accuracy_cpu,
     fusion_predicted_speedup,
     fusion_traffic,
     fusion_triton_resources,
@@ -31,6 +32,7 @@ from scripts.testbed.benchmarks import (
 SUBJECTS: dict[str, launch.Verb] = {
     "fusion_attention_cpu": fusion_attention_cpu.bench,
     "fusion_chains_cpu": fusion_chains_cpu.bench,
+    "fusion_model_accuracy_cpu": fusion_model_accuracy_cpu.bench,
     "fusion_predicted_speedup": fusion_predicted_speedup.bench,
     "fusion_traffic": fusion_traffic.bench,
     "fusion_triton_resources": fusion_triton_resources.bench,
