@@ -46,8 +46,8 @@ class Config:
     smoke: bool
     """Whether this run was shrunk by debug=smoke: its figures mean nothing."""
     baselines: tuple[str, ...]
-    """What the experiment is compared with in the same run: copy, memory, tfidf, dense, one_process (on all ranks'
-    batches), one_process_reordered."""
+    """What the experiment is compared with in the same run: copy, memory, lead (the first sentence), tfidf, dense,
+    one_process (on all ranks' batches), one_process_reordered."""
     paper: dict[str, float]
     """The paper's own figures, `<provider>/<metric>` -> value; they stand beside ours in the README's tables."""
     model: ModelConfig

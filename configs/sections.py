@@ -373,7 +373,7 @@ class TuneConfig:
         at_least(self, 0, "link_mbit")
 
 
-BASELINES = ("copy", "memory", "tfidf", "dense", "one_process", "one_process_reordered")
+BASELINES = ("copy", "memory", "lead", "tfidf", "dense", "one_process", "one_process_reordered")
 
 
 def known_baselines(names: tuple[str, ...]) -> None:

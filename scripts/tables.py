@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -15,6 +16,9 @@ from scripts.testbed.report import figure
 from scripts.testbed.rows import REPOSITORY, RESULTS, RecordedRow, read_rows
 
 MARKER = re.compile(r"(<!-- table: (?P<name>[\w/]+)(?: only: (?P<only>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+RUNS_MARKER = re.compile(
+    r"(<!-- runs: (?P<name>[\w/]+) columns: (?P<columns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 HEADERS = ("Provider", "Figure", "Paper", "Ours", "Unit", "Kind", "Hardware", "Commit")
 
 
@@ -62,7 +66,43 @@ def regenerate(text: str, *, rows: Sequence[RecordedRow]) -> str:
         shown = [row for row in own if any(fnmatchcase(f"{row.provider}/{row.metric}", p) for p in patterns)]
         return f"{match[1]}{table(shown)}{match[4]}"
 
-    return MARKER.sub(replace, text)
+    def replace_runs(match: re.Match[str]) -> str:
+        own = [row for row in rows if row.experiment == match["name"]]
+        if not own:
+            raise ValueError(f"README.md: no rows of {match['name']} in scripts/results; make them with record=true")
+        return f"{match[1]}{runs_table(own, match['columns'].split())}{match[4]}"
+
+    return RUNS_MARKER.sub(replace_runs, MARKER.sub(replace, text))
+
+
+def runs_table(rows: Sequence[RecordedRow], columns: Sequence[str]) -> str:
+    """A Markdown table of a comparison: one line per method, the mean over its seeds and their deviation.
+
+    Args:
+        rows: The rows of one experiment, each of a method (its provider) and a seed.
+        columns: Metrics to show.
+
+    Raises:
+        ValueError: For a column that no row has.
+    """
+    for column in columns:
+        if not any(row.metric == column for row in rows):
+            raise ValueError(f"README.md: no row of {rows[0].experiment} has the metric {column!r}")
+    lines = ["| " + " | ".join(("Method", "Seeds", *columns)) + " |", "|" + " --- |" * (len(columns) + 2)]
+    for method in dict.fromkeys(row.provider for row in rows):
+        own = [row for row in rows if row.provider == method]
+        cells = [mean_and_deviation([row.value for row in own if row.metric == column]) for column in columns]
+        lines.append("| " + " | ".join((method, str(len({row.seed for row in own})), *cells)) + " |")
+    sources = sorted({(row.device, row.commit) for row in rows})
+    where = "; ".join(f"{device} at {commit}" for device, commit in sources)
+    return "\n".join(lines) + f"\n\nMeasured on {where}.\n"
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """A mean with the seeds' standard deviation; `-` for no value, and no deviation for one."""
+    if len(values) < 2:
+        return figure(values[0]) if values else "-"
+    return f"{figure(statistics.mean(values))} +- {statistics.stdev(values):.2g}"
 
 
 def table(rows: Sequence[RecordedRow]) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from configs.comparison import ComparisonSection
 from configs.schema import Config
-from scripts.testbed import averaging, checkpoints, history, launch, threads, verdicts
+from scripts.testbed import averaging, checkpoints, history, launch, probing, robustness, threads, verdicts
 from scripts.testbed.files import write_text
 from scripts.testbed.generation import texts_of
 from scripts.testbed.quartet import QuartetModel
@@ -27,7 +28,6 @@ from scripts.testbed.quartet import build as build_model
 from scripts.testbed.quick_dropout import quick_dropout
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
-from scripts.testbed.source_noise import KINDS, SEEN, UNSEEN, lexicon_of, noisy
 from scripts.testbed.tasks.build import build as build_task
 from scripts.testbed.tasks.translation import Translation
 from scripts.testbed.trainer import QuartetTrainer
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 RUNS = Path("outputs") / "comparison"
 NUM_SHOWN = 10
+SAME_TIME = 1.05  # a step that costs no more needs no shorter run for the same time
 
 
 def train(config: Config, run: launch.Run) -> launch.Outcome:
@@ -48,6 +49,7 @@ def train(config: Config, run: launch.Run) -> launch.Outcome:
     Returns:
         The run's rows; those on record where it is.
     """
+    config = verdicts.budgeted(config)
     done = verdicts.recorded(config)
     if config.record and done:
         logger.info("%s, seed %d, is on record and is not trained again", config.comparison.method, config.seed)
@@ -63,11 +65,15 @@ def train(config: Config, run: launch.Run) -> launch.Outcome:
 
 
 def home(config: Config, run: launch.Run) -> Path:
-    """The folder of a method, seed and configuration; that of a shrunk run lies in the run's own."""
-    decisive = dataclasses.replace(config, resume="off", record=False)
+    """The folder of a method, seed and all that training depends on, which experiments that only score it share.
+
+    That of a shrunk run lies in the run's own folder.
+    """
+    rule = ComparisonSection(average_checkpoints=config.comparison.average_checkpoints)
+    decisive = dataclasses.replace(config, name="", resume="off", record=False, baselines=(), comparison=rule)
     text = json.dumps(dataclasses.asdict(decisive), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = f"{config.name.replace('/', '_')}-{config.comparison.method}-{config.seed}-{digest}"
+    name = f"{config.data.name}-{config.comparison.method}-{config.seed}-{digest}"
     return (run.folder if config.smoke else RUNS) / name
 
 
@@ -111,12 +117,13 @@ def score(
         return texts_of(model, task.tokenizer, sources, config=config, num_beams=beams)
 
     valid = generated(list(data.valid["source"]), config.trainer.num_beams)
-    values[f"valid_{name}"] = task.metric(valid, task.references(data.valid)), unit
+    values[f"valid_{name}"] = task.metric(valid, task.references(data.valid), list(data.valid["source"])), unit
     sources = list(data.test["source"])
     test = generated(sources, config.trainer.num_beams)
-    figures = task.metric.figures(test, task.references(data.test))
+    figures = task.metric.figures(test, task.references(data.test), sources)
     values[name] = task.metric.score(figures.sum(0)), unit
-    values |= {metric: (value, unit) for metric, value in noise_scores(config, task, generated, sources).items()}
+    values |= {part: (of(figures.sum(0)), unit) for part, of in task.metric.parts.items()}
+    robust = robustness.measure(config, task, model, lambda texts: generated(texts, 1))
     against = verdicts.compare(config, task.metric, figures)
     if against is not None:
         values["p_value"] = against, "paired bootstrap"
@@ -128,6 +135,12 @@ def score(
         Row(provider=comparison.method, metric=metric + verdicts.suffix(config), unit=own_unit, value=value)
         for metric, (value, own_unit) in values.items()
     )
+    found += robust.rows + (probing.rows(config, task, model) if comparison.probes else ())
+    ratio = verdicts.step_time_ratio(config)
+    if config.comparison.budget == "updates" and ratio is not None and ratio <= SAME_TIME:
+        found += (Row(provider=comparison.method, metric=f"{name}_equal_time", unit=unit, value=values[name][0]),)
+    if comparison.method == comparison.baseline:  # what needs no training stands beside it once a seed
+        found += tuple(row for each in config.baselines if (own := task.baseline(each)) for row in own.rows)
     triples = list(zip(sources, data.test["target"], test, strict=True))
     shown = tuple(triples[:: max(1, len(triples) // NUM_SHOWN)][:NUM_SHOWN])
     table = Table(headers=("Source", "Reference", comparison.method), rows=shown)
@@ -135,23 +148,5 @@ def score(
         rows=found,
         summary={row.metric: row.value for row in found},
         data_sha256=task.data_sha256,
-        sections=(*sections, Section(title=f"Texts by {comparison.method}", table=table)),
+        sections=(*sections, *robust.sections, Section(title=f"Texts by {comparison.method}", table=table)),
     )
-
-
-def noise_scores(config: Config, task: Translation, generated: object, sources: list[str]) -> dict[str, float]:
-    """Scores under every kind of noise, greedily decoded, and their means over kinds seen and unseen in training."""
-    assert callable(generated)
-    comparison, name = config.comparison, task.metric.name
-    lexicon, references = lexicon_of(task.data.train["source"]), task.references(task.data.test)
-    found = {f"{name}_greedy": task.metric(generated(sources, 1), references)}
-    for kind in KINDS:
-        scores = []
-        for seed in range(1, comparison.noise_seeds + 1):
-            share = comparison.noise_percent / 100
-            perturbed = noisy(sources, kind, share=share, seed=seed, lexicon=lexicon)
-            scores.append(task.metric(generated(perturbed, 1), references))
-        found[f"{name}_{kind}"] = sum(scores) / len(scores)
-    for group, kinds in (("seen", SEEN), ("unseen", UNSEEN)):
-        found[f"{name}_{group}"] = sum(found[f"{name}_{kind}"] for kind in kinds) / len(kinds)
-    return found

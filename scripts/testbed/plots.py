@@ -29,6 +29,25 @@ def curves(
     return _svg(figure)
 
 
+def banded_curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Lines in bands, one per name, each given as (xs, ys, lowest, highest)."""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for color, (name, (xs, ys, low, high)) in zip(_cycle(len(series)), series.items(), strict=True):
+        axes.plot(xs, ys, label=name, color=color, linewidth=1.6)
+        axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.25)
+    _name(figure, len(series))
+    return _svg(figure)
+
+
 def points(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x_label: str, y_label: str
 ) -> str:

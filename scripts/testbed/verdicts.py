@@ -1,5 +1,6 @@
 """What is on record of a comparison: a run's rows, and its figures per sentence, from which p-values are made."""
 
+import dataclasses
 import io
 import lzma
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.schema import Config
+from configs.typed import ConfigError
 from scripts.testbed import rows
 from scripts.testbed.data.files import text_of
 from scripts.testbed.rows import Row
@@ -16,6 +18,32 @@ from scripts.testbed.tasks.scores import Figures, Metric, p_value
 def suffix(config: Config) -> str:
     """What a run's metrics end in: equal time is told apart from equal updates."""
     return "" if config.comparison.budget == "updates" else "_equal_time"
+
+
+def step_time_ratio(config: Config) -> float | None:
+    """Time of this method's step over the plain one's, as bench experiment=bliss/overhead recorded it; None without."""
+    path = rows.RESULTS / "bliss.csv"
+    found = rows.read_rows(path) if path.exists() else []
+    own = [row for row in found if row.experiment == "bliss/overhead" and row.provider == config.comparison.method]
+    return next((row.value for row in own if row.metric == "step_time_ratio"), None)
+
+
+def budgeted(config: Config) -> Config:
+    """The configuration with as many updates as fit in the plain method's time, where that is the budget.
+
+    Raises:
+        ConfigError: The cost of the method's step is not on record.
+    """
+    if config.comparison.budget == "updates":
+        return config
+    ratio = step_time_ratio(config)
+    if ratio is None:
+        raise ConfigError(
+            f"comparison.budget: got time, but no step time of {config.comparison.method} is on record; measure it "
+            "with: python -m scripts.bench experiment=bliss/overhead record=true"
+        )
+    steps = max(1, round(config.trainer.max_steps / max(ratio, 1.0)))
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=steps))
 
 
 def recorded(config: Config) -> list[Row]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.tables import regenerate, table
+from scripts.tables import regenerate, runs_table, table
 from scripts.testbed.rows import REPOSITORY, RecordedRow
 
 ROW = RecordedRow(
@@ -35,6 +35,21 @@ def test_a_marker_may_choose_rows_by_pattern() -> None:
 def test_a_timing_shows_its_percentiles() -> None:
     timed = dataclasses.replace(ROW, metric="step_time", value=1234.5, low=1200.0, high=1300.0)
     assert "| 1,234 (1,200-1,300) |" in table([timed])
+
+
+def test_runs_of_several_seeds_become_a_mean_with_a_deviation() -> None:
+    seeds = [dataclasses.replace(ROW, seed=seed, value=value) for seed, value in ((1, 30.0), (2, 31.0), (3, 32.0))]
+    other = dataclasses.replace(ROW, provider="other", metric="p_value", value=0.25)
+    page = PAGE.replace("table: quartet/demo", "runs: quartet/demo columns: bleu p_value")
+    written = regenerate(page, rows=[*seeds, other])
+    assert "| moe | 3 | 31.0 +- 1 | - |" in written
+    assert "| other | 1 | - | 0.25 |" in written
+    assert "Measured on a CPU at abc." in written
+    assert regenerate(written, rows=[*seeds, other]) == written
+    with pytest.raises(ValueError, match="no row of quartet/demo has the metric 'bleu_seen'"):
+        runs_table(seeds, ["bleu_seen"])
+    with pytest.raises(ValueError, match="no rows of quartet/demo"):
+        regenerate(page, rows=[])
 
 
 def test_a_marker_without_rows_is_an_error() -> None:

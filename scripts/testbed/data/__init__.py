@@ -4,6 +4,7 @@ name -> hub, data.root folder or shipped corpus -> canonical rows -> train / val
 
     tasks.py       the task kinds, their canonical columns, and the check every row passes
     files.py       strict reading of text, tables and JSON, plain or under gzip or xz
+    grammar_noise.py  artificial errors of learners, for training
     readers.py     the layouts of local folders
     hub.py         the hub's own format, from the hub or from a folder
     data_set.py    DataSet: what is known of a set before it is read

@@ -1,4 +1,4 @@
-"""The sets with a local layout of their own: two that are shipped, and eight that the hub has too."""
+"""The sets with a local layout of their own: three that are shipped, and eight that the hub has too."""
 
 from scripts.testbed.data import readers
 from scripts.testbed.data.data_set import HELD_OUT, DataSet, bio
@@ -6,6 +6,8 @@ from scripts.testbed.data.hub import PARQUET_COPY, HubSource, Pick
 
 THREE = {"train": "train", "valid": "validation", "test": "test"}
 LABELLED = {"train": "train", "test": "validation"}
+
+JFLEG_FILES = tuple(f"{split}.{kind}" for split in ("dev", "test") for kind in ("src", "ref0", "ref1", "ref2", "ref3"))
 
 LOCAL_SETS = (
     DataSet(
@@ -26,6 +28,24 @@ LOCAL_SETS = (
         files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
         line="text TAB label TAB mean rating",
         label_names=("negative", "positive"),
+    ),
+    DataSet(
+        name="brown_gec",
+        task="correction",
+        licence="redistribution permitted",
+        splits="split by md5 of the sentence; its errors are artificial in all three",
+        read=readers.brown_gec,
+        files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
+        line="sentence",
+    ),
+    DataSet(
+        name="brown_jfleg",
+        task="correction",
+        licence="redistribution permitted; CC BY-NC-SA 4.0, evaluation",
+        splits="train is brown_gec's, with artificial errors; valid and test are JFLEG's",
+        read=readers.brown_jfleg,
+        files=JFLEG_FILES,
+        line="one sentence, aligned by line number",
     ),
     DataSet(
         name="multi30k",
@@ -113,7 +133,7 @@ LOCAL_SETS = (
         hub=HubSource(path="jhu-clsp/jfleg", revision=PARQUET_COPY, splits={"valid": "validation", "test": "test"}),
         from_hub=readers.jfleg_row,
         read=readers.jfleg,
-        files=tuple(f"{split}.{kind}" for split in ("dev", "test") for kind in ("src", "ref0", "ref1", "ref2", "ref3")),
+        files=JFLEG_FILES,
         line="one sentence, aligned by line number",
     ),
 )

@@ -15,10 +15,12 @@ from scripts.testbed.data.files import (
     parsed_json,
     text_of,
 )
+from scripts.testbed.data.grammar_noise import noisy
 from scripts.testbed.data.tasks import Row
 
 Splits = dict[str, Iterable[Located]]
 Reader = Callable[[Path], Splits]
+BROWN = Path(__file__).parent.parent / "corpora" / "brown_gec"
 
 
 def libreoffice_help_de_en(root: Path) -> Splits:
@@ -171,3 +173,18 @@ def scitldr(root: Path) -> Splits:
                 raise ValueError(f"{place}: {error}") from error
 
     return {"train": rows("train"), "valid": rows("dev"), "test": rows("test")}
+
+
+def brown_gec(root: Path) -> Splits:
+    """One sentence a line, under xz; its artificial errors are made here, so the source is what a learner may write."""
+
+    def rows(split: str) -> Iterator[Located]:
+        for place, (sentence,) in cells_of(root / f"{split}.tsv.xz", ("sentence",)):
+            yield place, {"source": noisy(sentence), "target": sentence, "references": [sentence]}
+
+    return {split: rows(split) for split in ("train", "valid", "test")}
+
+
+def brown_jfleg(root: Path) -> Splits:
+    """The shipped sentences with artificial errors to train on; JFLEG's, which learners wrote, to choose and score."""
+    return {"train": brown_gec(BROWN)["train"], **jfleg(root)}

@@ -1,5 +1,6 @@
 """Translation: a tokenizer trained on the training split, an encoder-decoder, and BLEU beside two simple baselines."""
 
+import re
 from collections.abc import Sequence
 
 import sacrebleu
@@ -13,10 +14,11 @@ from scripts.testbed import memory, networks
 from scripts.testbed.data import Data
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
-from scripts.testbed.tasks.scores import BLEU
+from scripts.testbed.tasks.scores import OF_TASK
 from scripts.testbed.tasks.task import IGNORED, Evaluation, Example, Predictor, Splits, by_length, pad
 
 NUM_SHOWN = 10
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 class Translation:
@@ -30,10 +32,10 @@ class Translation:
     """
 
     generates = True
-    metric = BLEU
 
     def __init__(self, data: Data, tokenizer: PreTrainedTokenizerFast, model: ModelConfig, *, seed: int) -> None:
         self.data = data
+        self.metric = OF_TASK[data.task]
         self._model = model
         self._seed = seed
         self.tokenizer = tokenizer
@@ -74,28 +76,33 @@ class Translation:
         texts = self.tokenizer.batch_decode(predicted, skip_special_tokens=True)
         by_id = {example["sentence_id"]: text.strip() for example, text in zip(examples, texts, strict=True)}
         hypotheses = [by_id[sentence_id] for sentence_id in self.data.test["sentence_id"]]
-        bleu = self._bleu(hypotheses)
+        score = self._score(hypotheses)
         triples = list(zip(self.data.test["source"], self.data.test["target"], hypotheses, strict=True))
         shown = triples[:: max(1, len(triples) // NUM_SHOWN)][:NUM_SHOWN]
         table = Table(headers=("Source", "Reference", provider), rows=tuple(shown))
         return Evaluation(
-            rows=(Row(provider=provider, metric="bleu", unit="sacreBLEU", value=bleu),),
-            summary={"bleu": bleu},
+            rows=(Row(provider=provider, metric=self.metric.name, unit=self.metric.unit, value=score),),
+            summary={self.metric.name: score},
             sections=(Section(title=f"Translations by {provider}", note=str(self._signature()), table=table),),
         )
 
     def baseline(self, name: str) -> Evaluation | None:
-        """`copy` returns the source; `memory` returns the target of the nearest training source by chrF."""
+        """`copy` returns the source, `lead` its first sentence, `memory` the target of the nearest training source."""
         sources: list[str] = list(self.data.test["source"])
         if name == "copy":
             hypotheses = sources
+        elif name == "lead":
+            hypotheses = [SENTENCE_END.split(source, maxsplit=1)[0] for source in sources]
         elif name == "memory":
             hypotheses = memory.translate(sources, self.data.train["source"], self.data.train["target"])
         else:
             return None
-        bleu = self._bleu(hypotheses)
-        row = Row(provider=name, metric="bleu", unit="sacreBLEU", value=bleu)
-        return Evaluation(rows=(row,), summary={f"bleu_{name}": bleu})
+        metric = self.metric
+        sums = metric.figures(hypotheses, self.references(self.data.test), sources).sum(0)
+        score = metric.score(sums)
+        rows = [Row(provider=name, metric=metric.name, unit=metric.unit, value=score)]
+        rows += [Row(provider=name, metric=part, unit=metric.unit, value=of(sums)) for part, of in metric.parts.items()]
+        return Evaluation(rows=tuple(rows), summary={f"{metric.name}_{name}": score})
 
     def _tokenize(self, rows: Sequence[Example]) -> list[Example]:
         limit = {"truncation": True, "max_length": self._model.max_length}
@@ -107,8 +114,8 @@ class Translation:
             for source, target, sentence_id in zip(sources, targets, ids, strict=True)
         ]
 
-    def _bleu(self, hypotheses: Sequence[str]) -> float:
-        return float(sacrebleu.corpus_bleu(list(hypotheses), [list(self.data.test["target"])]).score)
+    def _score(self, hypotheses: Sequence[str]) -> float:
+        return self.metric(hypotheses, self.references(self.data.test), list(self.data.test["source"]))
 
     @staticmethod
     def _signature() -> str:

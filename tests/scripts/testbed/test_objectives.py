@@ -26,5 +26,5 @@ def test_the_plain_one_comes_first_and_each_file_says_what_it_is() -> None:
 
 
 def test_names_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="objective: got 'rdrop', accepts .*did you mean r_drop"):
+    with pytest.raises(ConfigError, match=r"objective: got 'rdrop', accepts .*did you mean r_drop"):
         with_objective(load(compose("train", ["experiment=bliss/multi30k"])), "rdrop")

@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Config, load
+from configs.typed import ConfigError
 from scripts.testbed import rows, verdicts
 from scripts.testbed.launch import compose
 from scripts.testbed.rows import Result, Row
 from scripts.testbed.tasks.scores import BLEU
 
+SOURCES = [""] * 20
 REFERENCES = [[f"a man number {n} in a blue shirt ."] for n in range(20)]
 
 
@@ -61,9 +63,24 @@ def test_recording_one_run_leaves_the_others_and_replaces_its_own() -> None:
     assert verdicts.recorded(equal_time)[0].value == 29.0
 
 
+def test_equal_time_shortens_the_run_by_what_a_step_costs() -> None:
+    slow = config_of("objective=r_drop", "comparison.budget=time")
+    with pytest.raises(ConfigError, match="no step time of r_drop is on record; measure it with"):
+        verdicts.budgeted(slow)
+    overhead = load(compose("bench", ["experiment=bliss/overhead"]))
+    timed = (Row(provider="r_drop", metric="step_time_ratio", unit="x plain", value=2.5),)
+    result = Result(
+        experiment=overhead.name, kind="measured", rows=timed, summary={}, seed=1, data_sha256="",
+        commit="c", device="d", versions={}, date="2026-01-01",
+    )  # fmt: skip
+    rows.record(result)
+    assert verdicts.budgeted(slow).trainer.max_steps == 20
+    assert verdicts.budgeted(config_of("objective=r_drop")).trainer.max_steps == 50
+
+
 def test_p_values_need_the_baselines_run_of_the_same_seed() -> None:
-    good = BLEU.figures([own[0] for own in REFERENCES], REFERENCES)
-    bad = BLEU.figures(["a man number in blue shirt ."] * 20, REFERENCES)
+    good = BLEU.figures([own[0] for own in REFERENCES], REFERENCES, SOURCES)
+    bad = BLEU.figures(["a man number in blue shirt ."] * 20, REFERENCES, SOURCES)
     assert verdicts.compare(config_of("seed=1", "objective=r_drop"), BLEU, good) is None
     assert verdicts.compare(config_of("seed=1"), BLEU, bad) is None  # the baseline itself
     assert verdicts.compare(config_of("seed=2", "objective=r_drop"), BLEU, good) is None

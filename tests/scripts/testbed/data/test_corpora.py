@@ -11,8 +11,8 @@ from scripts.testbed.data import Data, DataConfig, load
 from scripts.testbed.data.load import CORPORA
 
 README_ROW = re.compile(r"\| (train|valid|test) \| ([\d,]+) \| ([\d,]+) \| `([0-9a-f]{64})` \|")
-NAMES = ("libreoffice_help_de_en", "vader_movie")
-FIRST_COLUMN = {"libreoffice_help_de_en": "source", "vader_movie": "text"}
+NAMES = ("libreoffice_help_de_en", "vader_movie", "brown_gec")
+FIRST_COLUMN = {"libreoffice_help_de_en": "source", "vader_movie": "text", "brown_gec": "target"}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -37,7 +37,8 @@ def test_counts_sizes_and_hashes_are_those_of_the_readme(corpus: Data) -> None:
 
 def test_the_licence_is_beside_it(corpus: Data) -> None:
     licence = (CORPORA / corpus.name / "LICENSE.md").read_text()
-    assert {"MPL-2.0": "Mozilla Public License", "MIT": "The MIT License"}[corpus.licence] in licence
+    words = {"MPL-2.0": "Mozilla Public License", "MIT": "The MIT License"}
+    assert words.get(corpus.licence, corpus.licence) in licence
 
 
 def test_no_sentence_is_in_two_splits(corpus: Data) -> None:

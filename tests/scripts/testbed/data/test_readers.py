@@ -46,14 +46,17 @@ FILES: dict[str, dict[str, str]] = {
     "xquad": {"xquad.en.json": json.dumps(SQUAD)},
     "multi30k": {f"{s}.{x}.gz": f"{x} 1\n{x} 2\n" for s in ("train", "val", "test_2016_flickr") for x in ("de", "en")},
     "jfleg": JFLEG,
+    "brown_gec": {f"{s}.tsv.xz": "one sentence .\nanother one .\n" for s in ("train", "valid", "test")},
+    "brown_jfleg": JFLEG,
     "scitldr": {f"{s}.jsonl.gz": PAPER for s in ("train", "dev", "test")},
 }
 SIZES = {
-    **dict.fromkeys(("libreoffice_help_de_en", "vader_movie", "sst2", "wnut17", "multi30k"), (2, 2, 2)),
+    **dict.fromkeys(("libreoffice_help_de_en", "vader_movie", "sst2", "wnut17", "multi30k", "brown_gec"), (2, 2, 2)),
     **dict.fromkeys(("mrpc", "scitldr"), (1, 1, 1)),
     "cola": (53, 7, 1),
     "xquad": (10, 25, 25),
     "jfleg": (0, 2, 2),
+    "brown_jfleg": (39_929, 2, 2),
 }
 
 
