@@ -30,6 +30,8 @@ def texts_of(
         config: Precision, device, longest source and length penalty are read.
         num_beams: 1 decodes greedily.
     """
+    if not sources:
+        return []
     limit = config.model.max_length
     tokens = tokenizer(list(sources), truncation=True, max_length=limit)["input_ids"]
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))

@@ -12,7 +12,7 @@ from scripts.testbed.source_noise import KINDS
 from scripts.testbed.tasks.build import build as build_task
 from scripts.testbed.tasks.translation import Translation
 
-CONFIG = load(compose("train", ["experiment=bliss/robustness", "debug=smoke", "comparison.noise_percents=[10,30]"]))
+CONFIG = load(compose("train", ["experiment=bliss/robustness", "debug=smoke", "comparison.noise_seeds=2"]))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ def test_a_sentence_always_gets_the_same_errors_and_a_third_or_more_gets_none() 
     found = [noisy(sentence) for sentence in SENTENCES]
     assert found == [noisy(sentence) for sentence in SENTENCES]
     clean = sum(before == after for before, after in zip(SENTENCES, found, strict=True)) / len(found)
-    assert CLEAN_SHARE < clean < CLEAN_SHARE + 0.15  # errors may miss a sentence by chance
+    assert CLEAN_SHARE < clean < CLEAN_SHARE + 0.25  # errors may miss a sentence by chance
 
 
 @given(st.lists(st.sampled_from([*ARTICLES, "in", "house", "dogs", ".", "x1", "is"]), max_size=12))

@@ -56,7 +56,7 @@ SIZES = {
     "cola": (53, 7, 1),
     "xquad": (10, 25, 25),
     "jfleg": (0, 2, 2),
-    "brown_jfleg": (39_929, 2, 2),
+    "brown_jfleg": (39_861, 2, 2),
 }
 
 
@@ -98,6 +98,13 @@ def test_what_the_rows_hold(tmp_path: Path) -> None:
             "references": ["ref0 one .", "ref1 one .", "ref2 one .", "ref3 one ."],
             "sentence_id": 0,
         },
+        "brown_gec": {
+            "source": "one sentence .",
+            "target": "one sentence .",
+            "references": ["one sentence ."],
+            "sentence_id": 0,
+        },
+        "brown_jfleg": first["jfleg"],
         "scitldr": {"source": "One. Two.", "target": "Short.", "references": ["Short.", "Shorter."], "sentence_id": 0},
     }
     assert first["xquad"]["answers"] == {"text": ["article"], "answer_start": [0]}
