@@ -4,13 +4,10 @@ from configs.schema import Config
 from configs.typed import ConfigError
 from scripts.testbed import launch
 from scripts.testbed.benchmarks import (
-<<<<<<< HEAD
+    bliss_overhead,
     fusion_attention_cpu,
     fusion_chains_cpu,
     fusion_model_accuracy_cpu,
-=======
-    bliss_overhead,
->>>>>>> a1b1498 (bliss: what every objective's step costs, and inference, beside the plain network)
     fusion_predicted_speedup,
     fusion_traffic,
     fusion_triton_resources,
@@ -34,13 +31,10 @@ from scripts.testbed.benchmarks import (
 )
 
 SUBJECTS: dict[str, launch.Verb] = {
-<<<<<<< HEAD
+    "bliss_overhead": bliss_overhead.bench,
     "fusion_attention_cpu": fusion_attention_cpu.bench,
     "fusion_chains_cpu": fusion_chains_cpu.bench,
     "fusion_model_accuracy_cpu": fusion_model_accuracy_cpu.bench,
-=======
-    "bliss_overhead": bliss_overhead.bench,
->>>>>>> a1b1498 (bliss: what every objective's step costs, and inference, beside the plain network)
     "fusion_predicted_speedup": fusion_predicted_speedup.bench,
     "fusion_traffic": fusion_traffic.bench,
     "fusion_triton_resources": fusion_triton_resources.bench,
