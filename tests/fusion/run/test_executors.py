@@ -65,7 +65,11 @@ def test_where_nothing_runs_torch_does_and_says_so_once(caplog):
     assert "fp32: never; torch runs it" in caplog.text
 
 
-@pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu")], ids=str)
+@pytest.mark.parametrize(
+    "around",
+    [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu")],
+    ids=["inference", "no_grad", "autocast"],
+)
 def test_executors_are_asked_outside_of_whatever_the_caller_is_in(around):
     """They try kernels, and differentiate them, when a chain comes first: inside of an operator, or of autocast."""
     seen = []
