@@ -22,7 +22,7 @@ EXACT = (torch.float64, torch.bool)
 class Interpreter:
     """Every chain by a kernel of another legal schedule, of few blocks and rounds."""
 
-    def __init__(self, seed=0, max_rounds=16):
+    def __init__(self, seed=0, max_rounds=8):
         self.random, self.max_rounds = random.Random(seed), max_rounds
 
     def __call__(self, chain, tensors, *, exact=False, save_lse=False):

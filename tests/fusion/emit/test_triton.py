@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from closeness import FUSED_FACTOR, ORDER_FACTOR, assert_close
+from closeness import FUSED_FACTOR, assert_close
 from fused_chains import (
     ACTIVATIONS,
     GRADIENTS,
@@ -41,30 +41,28 @@ def random_pairs(number):
     return settings(max_examples=number, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
-@random_pairs(60)
+@random_pairs(50)
 @given(data=st.data(), chain=gemm_chains())
 def test_random_gemm_chains_in_random_schedules(data, chain):
     assert_fused(chain, data.draw(schedules(chain)))
 
 
-@random_pairs(60)
+@random_pairs(50)
 @given(data=st.data(), chain=attentions())
 def test_random_attention_in_random_schedules(data, chain):
     assert_fused(chain, data.draw(schedules(chain)))
 
 
-@random_pairs(50)
+@random_pairs(40)
 @given(data=st.data(), chain=mlps())
 def test_random_mlps_in_random_schedules(data, chain):
     assert_fused(chain, data.draw(schedules(chain)))
 
 
-@random_pairs(80)
+@random_pairs(60)
 @given(data=st.data(), chain=any_chains())
 def test_random_stages_letters_and_orders_in_random_schedules(data, chain):
-    # Of arbitrary fp32 chains one in hundreds is a little over twice, where the unfused error is small by luck.
-    factor = ORDER_FACTOR if chain.dtype == "fp32" else FUSED_FACTOR
-    assert_fused(chain, data.draw(schedules(chain)), factor=factor)
+    assert_fused(chain, data.draw(schedules(chain)))
 
 
 @pytest.mark.parametrize("expression", [str(e) for e in expressions(gemm_chain(M=1, N=1, K=1, H=1))])

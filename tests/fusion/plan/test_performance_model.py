@@ -81,7 +81,7 @@ def test_an_empty_batch_takes_no_time():
     assert (found.memory_us, found.compute_us, found.blocks, found.total_us) == (0, 0, 0, 0)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(chain=chains(max_size=60), data=st.data())
 def test_times_are_traffic_and_flops_over_the_devices_rates(chain, data):
     model = PerformanceModel(chain, CPU)

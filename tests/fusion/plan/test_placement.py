@@ -98,7 +98,7 @@ def programs(draw, **options):
     return chain, program, tiles
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(drawn=programs())
 def test_a_program_means_what_the_chain_means(drawn):
     """Exactly: run in float64 and rounded once, it is as near to the truth as fp32 can be."""

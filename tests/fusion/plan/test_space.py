@@ -109,7 +109,7 @@ def by_the_rules(chain, device):
                 yield made
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(chain=chains(max_size=40), shared=st.sampled_from([4096, 8192, 166912]))
 def test_the_space_is_what_the_rules_leave_one_by_one(chain, shared):
     device = replace(A100, shared_bytes_per_block=shared)
@@ -128,7 +128,7 @@ def test_the_space_is_what_the_rules_leave_one_by_one(chain, shared):
     assert set(found) == set(expected)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(chain=chains(max_size=90), data=st.data())
 def test_the_sizes_of_one_loop_are_those_that_rule_4_accepts_beside_the_others(chain, data):
     space = search_space(chain, A100)

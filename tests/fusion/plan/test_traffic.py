@@ -75,7 +75,7 @@ def test_batches_read_again_what_lacks_their_letters():
     }
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(chain=chains(), data=st.data())
 def test_the_interpretation_counts_the_same(chain, data):
     expression = data.draw(st.sampled_from(expressions(chain)))
@@ -97,7 +97,7 @@ def test_the_interpretation_counts_the_same(chain, data):
     assert found.flops >= chain.flops
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(chain=chains(), data=st.data())
 def test_placement_moves_no_more_than_the_naive_one(chain, data):
     expression = data.draw(st.sampled_from(expressions(chain)))
@@ -108,7 +108,7 @@ def test_placement_moves_no_more_than_the_naive_one(chain, data):
     assert hoisted.bytes >= chain.io_bytes
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(chain=chains(), data=st.data())
 def test_what_repeats_depends_on_the_loops_that_turn_alone(chain, data):
     expression = data.draw(st.sampled_from(expressions(chain)))
