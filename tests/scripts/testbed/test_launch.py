@@ -52,7 +52,7 @@ def test_a_named_run_is_continued_and_must_exist(tmp_path: Path) -> None:
         (["experiment=nowhere/nothing"], "error: experiment: got 'nowhere/nothing', accepts"),
         (
             [],
-            "error: experiment: missing; accepts moe_pipeline/expert_parallel, moe_pipeline/upcycle_sentiment",
+            "error: experiment: missing; accepts bliss/gec_small, ",
         ),
         (["experiment=quartet/dmo"], "did you mean quartet/demo?"),
     ],
