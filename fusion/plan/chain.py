@@ -36,6 +36,18 @@ class Chain:
         if self.dtype not in get_args(DType):
             raise ValueError(f"dtype={self.dtype!r} must be one of {get_args(DType)}")
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[type["Chain"], tuple[object, ...]]:
+        """What was found once stays here: another process hashes text in another way."""
+        return Chain, (self.dims, self.inputs, self.stages, self.dtype)
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Found once: a chain is the key of whatever is kept for it, and those are asked at every call."""
+        return hash((self.dims, self.inputs, self.stages, self.dtype))
+
     @property
     def sizes(self) -> dict[str, int]:
         """Letter -> size, in the chain's order."""

@@ -3,6 +3,7 @@
 Source: our definition (the paper tunes every shape by itself).
 """
 
+import functools
 from dataclasses import replace
 
 from fusion.plan.chain import Chain
@@ -26,6 +27,7 @@ def upper_end(size: int) -> int:
     return end
 
 
+@functools.lru_cache(maxsize=1024)  # asked at every call, and to make a chain is to verify it
 def interval(chain: Chain) -> Chain:
     """The chain whose plan another one shares: every loop at the upper end of its interval, every batch too.
 

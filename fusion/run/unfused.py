@@ -36,10 +36,21 @@ def run_unfused(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
     letters, values = chain.tensors, dict(tensors)
     for stage in chain.stages:
         if isinstance(stage, MatMul):
-            equation = f"{letters[stage.left]},{letters[stage.right]}->{letters[stage.out]}"
-            value = torch.einsum(equation, values[stage.left], values[stage.right])
+            named = letters[stage.left], letters[stage.right], letters[stage.out]
+            value = _product(values[stage.left], values[stage.right], *named)
             values[stage.out] = finish(chain, chain.epilogue(stage.out), value, values)
     return values[chain.output].contiguous()
+
+
+def _product(left: Tensor, right: Tensor, of_left: str, of_right: str, of_out: str) -> Tensor:
+    """A matrix product; one whose letters stand as matmul wants them is spared what einsum takes to find out."""
+    batch, row, column = of_out[:-2], of_out[-2:-1], of_out[-1]
+    over = of_left[-1]
+    if of_left == batch + row + over and of_right == batch + over + column:
+        return torch.matmul(left, right)
+    if of_left == batch + row + over and of_right == batch + column + over:
+        return torch.matmul(left, right.mT)
+    return torch.einsum(f"{of_left},{of_right}->{of_out}", left, right)
 
 
 @dataclass(frozen=True)
