@@ -134,7 +134,9 @@ class Device:
     issue_us: float
     """What issuing an operation costs that thread; streams of a GPU are filled ahead."""
     send_us: float
-    """What starting an all-to-all costs that thread beside."""
+    """What an all-to-all costs that thread beside: to start it, and the core's time that goes to what carries it."""
+    burst_us: float
+    """What a link that has rested sends at once, as the time that it takes otherwise; for links with a token bucket."""
     messages_at_once: int
     """All-to-alls that share the link when several are under way; 1 where they queue."""
     together_gain: float

@@ -106,6 +106,7 @@ class _Execution:
         self._running: list[_Running] = []
         self._to_issue = deque(range(len(schedule.ops)))
         self._issued: dict[Stream, deque[int]] = {"compute": deque(), "comm": deque(), "copy": deque()}
+        self._burst_us, self._last_sent_us = device.burst_us, 0.0
 
     def run(self) -> list[tuple[float, float]]:
         now_us = 0.0
@@ -120,6 +121,8 @@ class _Execution:
             for one in [one for one in self._running if one.left_us <= INSTANT_US]:
                 self._spans[one.position] = (one.start_us, now_us)
                 self._running.remove(one)
+                if self._ops[one.position].stream == "comm":
+                    self._last_sent_us = now_us
         return [self._spans[position] for position in range(len(self._ops))]
 
     def _issue(self) -> None:
@@ -140,8 +143,19 @@ class _Execution:
             room -= sum(self._ops[one.position].stream == stream for one in self._running)
             while queue and room > 0 and self._is_ready(queue[0]):
                 position = queue.popleft()
-                self._running.append(_Running(position, now_us, self._times_us[position]))
+                left_us = self._times_us[position]
+                if stream == "comm":
+                    left_us -= self._sent_at_once_us(left_us, now_us)
+                self._running.append(_Running(position, now_us, left_us))
                 room -= 1
+
+    def _sent_at_once_us(self, time_us: float, now_us: float) -> float:
+        """What a message is spared of its time: the burst comes back while nothing is under way."""
+        if not any(self._ops[one.position].stream == "comm" for one in self._running):
+            self._burst_us = min(self._device.burst_us, self._burst_us + now_us - self._last_sent_us)
+        spared_us = min(self._burst_us, max(0.0, time_us - self._device.node_message.latency_us))
+        self._burst_us -= spared_us
+        return spared_us
 
     def _is_ready(self, position: int) -> bool:
         return all(wait in self._spans for wait in self._ops[position].waits)

@@ -9,7 +9,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from moe_pipeline.layer import recorded
 from moe_pipeline.plan.call import plan_call
 from moe_pipeline.plan.device import Device, Interference, Speed, interference
 from moe_pipeline.plan.partition import partition
+from moe_pipeline.plan.timeline import Timeline
 from moe_pipeline.run.ranks import expert_ranks
 from scripts.testbed.benchmarks.own_layer import own_layer, step
+from scripts.testbed.message_speed import GLOO_THREADS, elapsed_s, growing, measure_messages, median_s
 from scripts.testbed.network import Host
 from scripts.testbed.peers import MoESizes
 from scripts.testbed.ranks import run_ranks
@@ -32,14 +34,9 @@ KIB = 1024
 COLD_EXPERTS = 16  # whose weights and gradients do not fit into a core's caches together
 PRODUCT_ROWS = (32, 128, 512, 2048)
 ROWS_BYTES = tuple(KIB * 4**power for power in range(4, 9))  # 256 KiB to 64 MiB
-COPIED_BYTES = 4 * 1024 * KIB
-MESSAGE_BYTES = tuple(KIB * 4**power for power in range(2, 8))  # 16 KiB to 16 MiB
-TOGETHER_BYTES = 1024 * KIB
+COLD_BYTES = 16 * 1024 * KIB  # more than a core's own caches hold
 OUTSIDE_TOKENS = (256, 1024, 4096)
 TINY, MANY_CHUNKS = 8, 8  # sizes of a layer whose operations take no time but that to issue them
-MOST_MESSAGES = 64
-BUSY_S = 0.15  # how long a stream is kept busy while another is timed
-GLOO_THREADS = 2  # of a process group, by torch's own default: so many messages are under way at once
 
 
 def calibrate(
@@ -85,6 +82,7 @@ def calibrate(
         one_thread=True,
         issue_us=found["issue_us"],
         send_us=found["send_us"],
+        burst_us=found["burst_us"],
         messages_at_once=GLOO_THREADS,
         together_gain=found["together_gain"],
         memory_bytes=found["memory_bytes"],
@@ -105,25 +103,22 @@ def measure(rank: int, num_ranks: int, argument: dict[str, Any]) -> dict[str, An
         The fields of the device that are measured.
     """
     sizes, repeats = MoESizes(**argument["sizes"]), argument["repeats"]
-    send_us = _sending_us(sizes, num_ranks, repeats)
     return {
         "product": _products(sizes, repeats),
         "rows": _rows(sizes, repeats),
-        "message": _messages(num_ranks, repeats, send_us=send_us),
         "copy": _copies(repeats),
         "outside": _outside(sizes, repeats),
         "issue_us": _issuing_us(sizes, num_ranks, repeats),
-        "send_us": send_us,
-        "together_gain": _together_gain(num_ranks, repeats),
-        "interference": _beside_messages(sizes, num_ranks, repeats),
         "memory_bytes": _memory_bytes(),
+        **measure_messages(sizes, num_ranks, repeats),
     }
 
 
 def _products(sizes: MoESizes, repeats: int) -> dict[str, Any]:
-    """FLOP per product -> FLOP/s, over the six products of an expert's forward and backward.
+    """FLOP per product -> FLOP/s of the slowest rank, over the six products of an expert's forward and backward.
 
-    A step uses each expert's weights once: here, too, they come from memory, of one expert after the other.
+    A step uses each expert's weights once and writes where it has not written for a while: here, too, they come from
+    memory, of one expert after the other.
     """
     width, hidden = sizes.d_model, sizes.d_hidden
     experts = itertools.cycle(
@@ -131,77 +126,69 @@ def _products(sizes: MoESizes, repeats: int) -> dict[str, Any]:
     )
     points = []
     for rows in PRODUCT_ROWS:
-        x_RM, hidden_RH, out_RM = torch.randn(rows, width), torch.randn(rows, hidden), torch.empty(rows, width)
-        out_RH = torch.empty(rows, hidden)
+        shapes = ((rows, width), (rows, hidden), (rows, width), (rows, hidden))
+        values = _cold(8 * rows * (width + hidden), lambda: [torch.randn(shape) for shape in shapes])  # noqa: B023
 
         def products() -> None:
             up_HM, down_MH, grad_HM, grad_MH = next(experts)
-            torch.mm(x_RM, up_HM.t(), out=out_RH)  # noqa: B023
-            torch.mm(hidden_RH, down_MH.t(), out=out_RM)  # noqa: B023
-            torch.mm(x_RM, down_MH, out=out_RH)  # noqa: B023
-            torch.mm(hidden_RH, up_HM, out=out_RM)  # noqa: B023
-            torch.mm(x_RM.t(), hidden_RH, out=grad_MH)  # noqa: B023
-            torch.mm(hidden_RH.t(), x_RM, out=grad_HM)  # noqa: B023
+            x_RM, hidden_RH, out_RM, out_RH = next(values)  # noqa: B023
+            torch.mm(x_RM, up_HM.t(), out=out_RH)
+            torch.mm(hidden_RH, down_MH.t(), out=out_RM)
+            torch.mm(x_RM, down_MH, out=out_RH)
+            torch.mm(hidden_RH, up_HM, out=out_RM)
+            torch.mm(x_RM.t(), hidden_RH, out=grad_MH)
+            torch.mm(hidden_RH.t(), x_RM, out=grad_HM)
 
         flops = 2.0 * rows * width * hidden
-        points.append((flops, 6 * flops / _median_s(products, repeats)))
-    return {"latency_us": 0.0, "points": _growing(points)}
+        points.append((flops, 6 * flops / _slowest_s(products, repeats)))
+    return {"latency_us": 0.0, "points": growing(points)}
+
+
+def _slowest_s(call: Callable[[], object], repeats: int) -> float:
+    """Of all ranks that start together, as a step goes on when the last one is there."""
+    times_s = torch.tensor([0.0] * (repeats + 1), dtype=torch.float64)
+    for repeat in range(repeats + 1):
+        dist.barrier()
+        times_s[repeat] = elapsed_s(call)
+    dist.all_reduce(times_s, dist.ReduceOp.MAX)
+    return statistics.median(times_s[1:].tolist())
 
 
 def _rows(sizes: MoESizes, repeats: int) -> dict[str, Any]:
-    """Bytes read and written by a gather -> bytes/s."""
+    """Bytes read and written by a gather -> bytes/s; what is read and written has left the core's own caches."""
     points = []
     for num_bytes in ROWS_BYTES:
         rows = num_bytes // (8 * sizes.d_model)
-        from_RM, to_RM = torch.randn(rows, sizes.d_model), torch.empty(rows, sizes.d_model)
         order_R = torch.randperm(rows)
-        gather = functools.partial(torch.index_select, from_RM, 0, order_R, out=to_RM)
-        elapsed_s = _median_s(gather, repeats)
-        points.append((float(num_bytes), num_bytes / elapsed_s))
-    return {"latency_us": 0.0, "points": _growing(points)}
+        cold = _cold(num_bytes, lambda: (torch.randn(rows, sizes.d_model), torch.empty(rows, sizes.d_model)))  # noqa: B023
+
+        def gather() -> None:
+            from_RM, to_RM = next(cold)  # noqa: B023
+            torch.index_select(from_RM, 0, order_R, out=to_RM)  # noqa: B023
+
+        points.append((float(num_bytes), num_bytes / median_s(gather, repeats)))
+    return {"latency_us": 0.0, "points": growing(points)}
 
 
-def _messages(num_ranks: int, repeats: int, *, send_us: float) -> dict[str, Any]:
-    """Bytes that leave a rank -> bytes/s, beside the latency of the smallest; what sending costs is counted apart."""
-    times_s = [_median_s(_Message(size, num_ranks).send, repeats, together=True) for size in MESSAGE_BYTES]
-    slope_s = (times_s[-1] - times_s[-2]) / (MESSAGE_BYTES[-1] - MESSAGE_BYTES[-2])
-    latency_s = max(0.0, times_s[0] - slope_s * MESSAGE_BYTES[0])
-    points = [
-        (float(num_bytes), num_bytes / max(1e-9, elapsed_s - latency_s))
-        for num_bytes, elapsed_s in zip(MESSAGE_BYTES, times_s, strict=True)
-    ]
-    return {"latency_us": max(0.0, 1e6 * latency_s - send_us), "points": _growing(points)}
-
-
-def _sending_us(sizes: MoESizes, num_ranks: int, repeats: int) -> float:
-    """What starting a small message costs a thread that has just computed and goes on computing."""
-    work, message, times_s = _product_of(sizes), _Message(MESSAGE_BYTES[0], num_ranks), []
-    for _ in range(repeats):
-        dist.barrier()
-        work()
-        start_ns = time.perf_counter_ns()
-        sent = message.start()
-        times_s.append((time.perf_counter_ns() - start_ns) / 1e9)
-        work()
-        sent.wait()
-    return 1e6 * statistics.median(times_s)
-
-
-def _together_gain(num_ranks: int, repeats: int) -> float:
-    """Rate of as many messages as may be under way at once, relative to that of one."""
-    messages = [_Message(TOGETHER_BYTES, num_ranks) for _ in range(GLOO_THREADS)]
-    alone_s = _median_s(messages[0].send, 3 * repeats, together=True)
-    gain = len(messages) * alone_s / _median_s(lambda: _send_all(messages), 3 * repeats, together=True)
-    return min(float(len(messages)), max(1.0, gain))
+def _cold(num_bytes: int, make: Callable[[], Sequence[torch.Tensor]]) -> Iterator[Sequence[torch.Tensor]]:
+    """Tensors of so many bytes in turns: when their turn comes again, others have taken their place in the caches."""
+    return itertools.cycle([make() for _ in range(1 + COLD_BYTES // num_bytes)])
 
 
 def _copies(repeats: int) -> dict[str, Any]:
     points = []
     for num_bytes in ROWS_BYTES:
-        source, target = torch.ones(num_bytes, dtype=torch.uint8), torch.empty(num_bytes, dtype=torch.uint8)
-        elapsed_s = _median_s(functools.partial(target.copy_, source), repeats)
-        points.append((float(num_bytes), num_bytes / elapsed_s))
-    return {"latency_us": 0.0, "points": _growing(points)}
+        cold = _cold(
+            2 * num_bytes,
+            lambda: (torch.ones(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)),  # noqa: B023
+        )
+
+        def copy() -> None:
+            source, target = next(cold)  # noqa: B023
+            target.copy_(source)
+
+        points.append((float(num_bytes), num_bytes / median_s(copy, repeats)))
+    return {"latency_us": 0.0, "points": growing(points)}
 
 
 def _outside(sizes: MoESizes, repeats: int) -> dict[str, Any]:
@@ -217,8 +204,12 @@ def _outside(sizes: MoESizes, repeats: int) -> dict[str, Any]:
                 start_ns = time.perf_counter_ns()
                 step(layer, x_TM, grad_TM)
                 whole_us = (time.perf_counter_ns() - start_ns) / 1e3
-            inside_us = sum(span.stop_us - span.start_us for span in recorder.timeline().spans)
-            found.append(whole_us - inside_us)
+            spans = recorder.timeline().spans
+            passes = [[span for span in spans if span.backward == backward] for backward in (False, True)]
+            inside_us = sum(Timeline(tuple(own)).step_us for own in passes)
+            outside_us = torch.tensor(whole_us - inside_us)
+            dist.all_reduce(outside_us, dist.ReduceOp.MIN)  # others may have waited for the last
+            found.append(float(outside_us))
         times_us.append(max(1.0, statistics.median(found[1:])))
     rows = [tokens * sizes.top_k for tokens in OUTSIDE_TOKENS]
     slope_us = max(1e-6, (times_us[-1] - times_us[0]) / (rows[-1] - rows[0]))
@@ -234,91 +225,10 @@ def _issuing_us(sizes: MoESizes, num_ranks: int, repeats: int) -> float:
     for num_chunks in (1, MANY_CHUNKS):
         config = PipelineConfig(num_chunks=num_chunks)
         layer = own_layer(tiny, seed=0, pipeline=config)
-        times_s.append(_median_s(functools.partial(step, layer, *data), 3 * repeats))
+        times_s.append(median_s(functools.partial(step, layer, *data), 3 * repeats))
         plan = plan_call("issuing", config, partition(((1,),), ((1,),), num_chunks=num_chunks))
         operations.append(len(plan.forward.ops) + len(plan.backward.ops))
     return max(0.0, 1e6 * (times_s[1] - times_s[0]) / (operations[1] - operations[0]))
-
-
-def _beside_messages(sizes: MoESizes, num_ranks: int, repeats: int) -> dict[str, float]:
-    """Relative speeds of compute, of copies and of messages while both streams are busy."""
-    copy_from = torch.ones(COPIED_BYTES, dtype=torch.uint8)
-    copy_to = torch.empty_like(copy_from)
-    train = [_Message(TOGETHER_BYTES, num_ranks)] * _busy_messages(num_ranks, repeats)
-    found = {}
-    for name, work in (("compute", _product_of(sizes)), ("copy", functools.partial(copy_to.copy_, copy_from))):
-        work_alone_s = _median_s(work, repeats)
-        alone_s, beside_s, work_s = [], [], []
-        for _ in range(repeats):
-            alone_s.append(_median_s(lambda: _send_all(train), 1, together=True))
-            dist.barrier()
-            start_ns = time.perf_counter_ns()
-            under_way = [message.start() for message in train]
-            while not under_way[-1].is_completed():
-                work_start_ns = time.perf_counter_ns()
-                work()
-                work_s.append((time.perf_counter_ns() - work_start_ns) / 1e9)
-            for message in under_way:
-                message.wait()
-            beside_s.append((time.perf_counter_ns() - start_ns) / 1e9)
-        found[f"{name}_beside_comm"] = min(1.0, work_alone_s / statistics.mean(work_s or [work_alone_s]))
-        found[f"comm_beside_{name}"] = min(1.0, statistics.median(alone_s) / statistics.median(beside_s))
-    return found
-
-
-def _product_of(sizes: MoESizes) -> Callable[[], object]:
-    x_RM, up_HM = torch.randn(128, sizes.d_model), torch.randn(sizes.d_hidden, sizes.d_model)
-    out_RH = torch.empty(128, sizes.d_hidden)
-    return functools.partial(torch.mm, x_RM, up_HM.t(), out=out_RH)
-
-
-def _busy_messages(num_ranks: int, repeats: int) -> int:
-    """How many messages take about as long as a stream is to be kept busy, the same on every rank."""
-    elapsed_s = torch.tensor(_median_s(_Message(TOGETHER_BYTES, num_ranks).send, repeats, together=True))
-    dist.all_reduce(elapsed_s, dist.ReduceOp.MAX)
-    return min(MOST_MESSAGES, max(1, round(BUSY_S / float(elapsed_s))))
-
-
-def _send_all(train: Sequence["_Message"]) -> None:
-    for under_way in [message.start() for message in train]:
-        under_way.wait()
-
-
-class _Message:
-    """An all-to-all of equal shares, so many bytes of which leave each rank."""
-
-    def __init__(self, leaving_bytes: int, num_ranks: int) -> None:
-        share = leaving_bytes // (num_ranks - 1)
-        self._sent = torch.ones(num_ranks * share, dtype=torch.uint8)
-        self._received = torch.empty_like(self._sent)
-
-    def start(self) -> dist.Work:
-        """Send without waiting."""
-        return dist.all_to_all_single(self._received, self._sent, async_op=True)
-
-    def send(self) -> None:
-        """Send and wait."""
-        self.start().wait()
-
-
-def _median_s(call: Callable[[], object], repeats: int, *, together: bool = False) -> float:
-    times_s = []
-    for _ in range(repeats + 1):
-        if together:
-            dist.barrier()
-        start_ns = time.perf_counter_ns()
-        call()
-        times_s.append((time.perf_counter_ns() - start_ns) / 1e9)
-    return statistics.median(times_s[1:])
-
-
-def _growing(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points whose times grow with the volume, as a device's must: noise may turn two around."""
-    kept: list[tuple[float, float]] = []
-    for volume, rate in points:
-        fastest = volume * kept[-1][1] / kept[-1][0] * (1 - 1e-9) if kept else rate
-        kept.append((volume, min(rate, fastest)))
-    return kept
 
 
 def _interference(found: dict[str, float]) -> Interference:

@@ -35,6 +35,7 @@ def machine(**changes: object) -> Device:
         one_thread=False,
         issue_us=0.0,
         send_us=0.0,
+        burst_us=0.0,
         messages_at_once=1,
         together_gain=1.0,
         memory_bytes=2**34,

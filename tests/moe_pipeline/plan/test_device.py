@@ -51,6 +51,7 @@ def _devices(draw: st.DrawFn) -> Device:
         peer_us=draw(FINITE),
         issue_us=draw(FINITE),
         send_us=draw(FINITE),
+        burst_us=draw(FINITE),
         together_gain=draw(FINITE),
         interference=interference(table),
         one_thread=draw(st.booleans()),
@@ -105,7 +106,8 @@ BAD = [
     *[(name, value, value) for name in ("one_thread", "pinned") for value in (0, 1, "yes", None)],
     *[(name, value, value) for name in ("ranks_per_node", "messages_at_once", "memory_bytes", "host_bytes")
       for value in COUNTS],
-    *[(name, value, value) for name in ("peer_us", "issue_us", "send_us", "together_gain") for value in NUMBERS],
+    *[(name, value, value) for name in ("peer_us", "issue_us", "send_us", "burst_us", "together_gain")
+      for value in NUMBERS],
     *[("product.latency_us", value, value) for value in NUMBERS],
     *[("interference.comm.all", value, value) for value in [*NUMBERS, 0, 0.009, 1.001]],
     *[("copy.points", value, value) for value in ([], {}, None, "ab", [1, 2], [[1]], [[1, 2, 3]], [[1, 2], 3])],
@@ -154,7 +156,7 @@ def test_an_unknown_field_is_named(path: str) -> None:
 
 @pytest.mark.parametrize("content", [None, 3, "text", [], [1]])
 def test_a_file_must_hold_an_object(content: object) -> None:
-    with pytest.raises(DeviceError, match=r"device: got .*; accepted is an object with the fields \['copy', "):
+    with pytest.raises(DeviceError, match=r"device: got .*; accepted is an object with the fields \['burst_us', "):
         parse_device(content)
 
 

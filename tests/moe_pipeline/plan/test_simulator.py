@@ -285,3 +285,19 @@ def test_a_rank_that_only_receives_is_as_busy_as_the_one_that_sends() -> None:
     for rank, cut in enumerate((sender, receiver)):
         plan = plan_call("moe", config, cut)
         assert step_us(plan, _shape(), device, rank=rank) == 4 * 10 * 16
+
+
+@pytest.mark.parametrize(
+    ("computed_us", "end_us"),
+    [(2, 7), (10, 14), (0, 7)],
+    ids=["some of the burst is back", "all of it", "nothing of it"],
+)
+def test_a_link_that_has_rested_sends_its_burst_at_once(computed_us: int, end_us: int) -> None:
+    schedule = Schedule((Op("dispatch", 0), Op("up", 0, (0,)), Op("combine", 0, (1,))))
+    device = machine(burst_us=3.0, one_thread=False)
+    spans = run_schedule(schedule, [5, computed_us, 5], device)
+    assert spans[0] == (0, 2)
+    assert spans[2] == (2 + computed_us, end_us)
+    assert (
+        run_schedule(schedule, [5, computed_us, 5], machine(burst_us=0.0, one_thread=False))[2][1] == 10 + computed_us
+    )
