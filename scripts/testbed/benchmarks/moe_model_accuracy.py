@@ -201,7 +201,9 @@ def _rows(cases: Sequence[Case]) -> list[Row]:
     for case in cases:
         provider, metric = f"n{case.num_chunks}_{case.restore}", f"{case.link}_{case.tokens}"
         rows.append(Row(provider=provider, metric=f"measured_{metric}", unit="us", value=case.measured_us))
-        rows.append(Row(provider=provider, metric=f"predicted_{metric}", unit="us", value=case.predicted_us))
+        rows.append(
+            Row(provider=provider, metric=f"predicted_{metric}", unit="us", value=case.predicted_us, kind="simulated")
+        )
     return [*rows, *headlines("simulator", _summary(cases))]
 
 
