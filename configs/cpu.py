@@ -21,6 +21,8 @@ class CPUSection:
     """Precisions."""
     sample_ms: float = 10.0
     """Milliseconds over which short calls are repeated in a round."""
+    compiled: int | None = None
+    """Candidates of each of our searches that are compiled and measured; null is the library's number."""
     candidates: int = 40
     """Kernels drawn from all of the space, to compare with the model and with the search's winner."""
     tvm_chains: int = 2
@@ -30,7 +32,7 @@ class CPUSection:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "sample_ms", "tvm_chains")
-        at_least(self, 1, "num_shapes")
+        at_least(self, 1, "num_shapes", "compiled")
         at_least(self, 2, "candidates")
         at_least(self, 10, "tvm_budget")
         if not self.dtypes:

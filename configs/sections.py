@@ -266,7 +266,8 @@ class BenchConfig:
         "none", "moe_layer", "moe_overlap", "moe_memory", "moe_single", "moe_adaptive", "moe_model_accuracy",
         "moe_fig2", "moe_fig3", "moe_fig8", "moe_fig9", "moe_fig10", "moe_fig11", "moe_fig12", "moe_fig13",
         "moe_journal", "moe_clusters", "fusion_traffic", "fusion_predicted_speedup", "fusion_triton_resources",
-        "fusion_chains_cpu", "fusion_attention_cpu", "fusion_model_accuracy_cpu", "omoe_overhead", "bliss_overhead",
+        "fusion_chains_cpu", "fusion_attention_cpu", "fusion_model_accuracy_cpu", "fusion_end_to_end_cpu",
+        "fusion_experts_cpu", "fusion_search_cost", "omoe_overhead", "bliss_overhead",
     ]  # fmt: skip
     """What is measured; none for experiments of the other verbs."""
     repeats: int = 30

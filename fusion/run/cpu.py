@@ -48,12 +48,15 @@ ROUND_S = 0.02
 CANNOT = (BuildError, GradientError, OrientationError, ProofError, SpaceError)
 
 
-def cpp_executor(device: str | Path | None = None, cache_folder: str | Path | None = None) -> ExecutorFor:
+def cpp_executor(
+    device: str | Path | None = None, cache_folder: str | Path | None = None, compiled: int | None = None
+) -> ExecutorFor:
     """Run chains that are worth it as C++ kernels.
 
     Args:
         device: What to plan for, as `load_device` takes it; None is this machine's CPU, which is measured once.
         cache_folder: Where winners are kept; None is `default_folder()`.
+        compiled: How many candidates of a search are compiled and measured; None is COMPILED.
 
     Returns:
         The function; it refuses chains that torch runs faster, that have no gradients, or that cannot be compiled.
@@ -70,7 +73,7 @@ def cpp_executor(device: str | Path | None = None, cache_folder: str | Path | No
         num_threads = torch.get_num_threads()
         try:
             if num_threads not in planners:
-                planners[num_threads] = CpuPlanner(named or this_cpu(), num_threads, Cache(cache_folder))
+                planners[num_threads] = CpuPlanner(named or this_cpu(), num_threads, Cache(cache_folder), compiled)
             return planners[num_threads].execution(chain, needs)
         except BuildError as error:
             _say_once(str(error))
@@ -90,14 +93,16 @@ class CpuPlanner:
     Source: not in the paper.
     """
 
-    def __init__(self, device: Device, num_threads: int, cache: Cache) -> None:
+    def __init__(self, device: Device, num_threads: int, cache: Cache, compiled: int | None = None) -> None:
         """Nothing planned yet.
 
         Args:
             device: Of a CPU.
             num_threads: That kernels run with.
             cache: Where winners are kept between processes.
+            compiled: How many candidates of a search are compiled and measured; None is COMPILED.
         """
+        self._compiled = compiled or COMPILED
         self.device, self.cache, self.num_threads = of_threads(device, num_threads), cache, num_threads
         self._winners: dict[Chain, Winner] = {}
         self._kernels: dict[tuple[Chain, bool, bool], NativeKernel] = {}
@@ -166,7 +171,7 @@ class CpuPlanner:
         return [(trial.schedule, trial.predicted.total_us) for trial in trials[:number]]
 
     def _search(self, chain: Chain) -> Winner:
-        ranked = self.candidates(chain, COMPILED)
+        ranked = self.candidates(chain, self._compiled)
         kernels = [emit(chain, plan, suffix=f"_{index}") for index, (plan, _) in enumerate(ranked)]
         compiled = compile_together(kernels, this_machine()[0])
         tensors = draw_tensors(chain)

@@ -14,12 +14,16 @@ from fusion.run.cpu import cpp_executor
 from fusion.run.executor import Execution, ExecutorFor, triton_executor
 
 
-def planned_executor(device: str | Path | None = None, cache_folder: str | Path | None = None) -> ExecutorFor:
+def planned_executor(
+    device: str | Path | None = None, cache_folder: str | Path | None = None, compiled: int | None = None
+) -> ExecutorFor:
     """Run chains that are worth it as kernels, whatever device their tensors are on.
 
     Args:
         device: What to plan for, as `load_device` takes it; None is the device of the tensors.
         cache_folder: Where winners are kept; None is `default_folder()`.
+        compiled: How many candidates of a search on a CPU are compiled and measured: fewer are planned sooner, more
+            may run faster; None is fusion.run.cpu.COMPILED.
 
     Returns:
         The function. With TRITON_INTERPRET=1 in the environment kernels for tensors on a CPU are Triton's too.
@@ -28,7 +32,7 @@ def planned_executor(device: str | Path | None = None, cache_folder: str | Path 
         DeviceError: There is no such device.
     """
     kind = None if device is None else load_device(device).kind
-    native = cpp_executor(device if kind == "cpu" else None, cache_folder)
+    native = cpp_executor(device if kind == "cpu" else None, cache_folder, compiled)
     triton = triton_executor(device if kind != "cpu" else None, cache_folder)
 
     def executor_for(chain: Chain, needs: frozenset[str], where: torch.device) -> Execution | str:

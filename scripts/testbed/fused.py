@@ -13,6 +13,7 @@ from fusion.experts import feed_forward
 from fusion.graph.activation import activation_of
 from fusion.hugging_face import NAME
 from fusion.plan.stages import Activation
+from fusion.run.executors import DEFAULT
 
 
 class FusedExperts(moe_pipeline.FeedForwardExperts):
@@ -21,11 +22,15 @@ class FusedExperts(moe_pipeline.FeedForwardExperts):
     Args:
         experts: Whose parameters and settings.
         activation: Name of its activation.
+        executor: Name of what runs the chains.
     """
 
-    def __init__(self, experts: moe_pipeline.FeedForwardExperts, activation: Activation) -> None:
+    def __init__(
+        self, experts: moe_pipeline.FeedForwardExperts, activation: Activation, executor: str = DEFAULT
+    ) -> None:
         nn.Module.__init__(self)
         self.num_experts, self.gated, self.name = experts.num_experts, experts.gated, activation
+        self.executor = executor
         self.up, self.activation, self.dropout, self.down = (
             experts.up, experts.activation, experts.dropout, experts.down,
         )  # fmt: skip
@@ -53,6 +58,7 @@ class FusedExperts(moe_pipeline.FeedForwardExperts):
             down.bias,
             activation=self.name,
             gated=self.gated,
+            executor=self.executor,
             otherwise=as_before,
         )
 

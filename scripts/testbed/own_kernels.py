@@ -1,6 +1,6 @@
 """Our kernels as the benchmarks call them: the one place that knows what makes a chain a function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from fusion import Chain, attention, gemm_chain
 from fusion.run.autograd import apply
 from fusion.run.executors import DEFAULT, executors
+from fusion.run.planned import planned_executor
 from fusion.run.unfused import run_unfused
 from scripts.testbed.peer_processes.problem import Problem
 
@@ -37,6 +38,16 @@ def own(chain: Chain, threads: int, *, needs: frozenset[str] = frozenset()) -> O
         return Own(lambda tensors: run_unfused(chain, tensors), f"torch, for {found}")
     execute = found.execute
     return Own(lambda tensors: apply(chain, tensors, execute), found.text)
+
+
+def search(compiled: Sequence[str]) -> None:
+    """From now on this process compiles and measures so many candidates of each search.
+
+    Args:
+        compiled: How many, as an argument of a command; empty leaves it to the library.
+    """
+    if compiled:
+        executors.add(DEFAULT, planned_executor(compiled=int(compiled[0])))
 
 
 def chain_of(problem: Problem, *, rows: range | None = None, batch: int | None = None) -> Chain:

@@ -27,15 +27,16 @@ logger = logging.getLogger(__name__)
 TOGETHER = 8  # kernels that are compiled as one file
 
 
-def planner(threads: int, cache: Cache) -> CpuPlanner:
+def planner(threads: int, cache: Cache, compiled: int | None = None) -> CpuPlanner:
     """What plans chains on this machine.
 
     Args:
         threads: That kernels run with.
         cache: Of winners.
+        compiled: How many candidates of a search are compiled and measured; None leaves it to the library.
     """
     torch.set_num_threads(threads)
-    return CpuPlanner(this_cpu(), threads, cache)
+    return CpuPlanner(this_cpu(), threads, cache, compiled)
 
 
 def drawn(chain: Chain, device: Device, number: int, *, seed: int) -> list[Schedule]:

@@ -18,7 +18,7 @@ from scripts.testbed.peer_processes.contest import Contest, Time, contest
 from scripts.testbed.peer_processes.network import Network
 from scripts.testbed.peer_processes.problem import Problem
 from scripts.testbed.peer_processes.process import PeerProcess
-from scripts.testbed.peer_processes.roster import NETWORK_PEERS, OWN, PEAKS, PEERS, Peer
+from scripts.testbed.peer_processes.roster import NETWORK_PEERS, OWN, PEAKS, PEERS, Peer, searching
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
 
@@ -130,7 +130,8 @@ def run_contests(
         WrongError: Where one computes something else.
     """
     bench, allowed = config.bench, sorted(os.sched_getaffinity(0))
-    roster = {**own, **{name: peers[name] for name in _chosen(bench.cpu.peers, peers)}, **PEAKS}
+    ours = {name: searching(peer, bench.cpu.compiled) for name, peer in own.items()}
+    roster = {**ours, **{name: peers[name] for name in _chosen(bench.cpu.peers, peers)}, **PEAKS}
     cases: list[Case] = []
     versions = instructions()
     shares: list[float | None] = []

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.testbed.peer_processes.environments import python_of
@@ -25,6 +25,16 @@ class Peer:
     def python(self) -> Path:
         """The interpreter; its environment is made if it is not there."""
         return Path(sys.executable) if self.library is None else python_of(self.library)
+
+
+def searching(own: Peer, compiled: int | None) -> Peer:
+    """One of our processes that compiles and measures so many candidates of each search.
+
+    Args:
+        own: Of OWN or OWN_NETWORKS.
+        compiled: How many; None leaves it to the library.
+    """
+    return own if compiled is None else replace(own, arguments=(*own.arguments, str(compiled)))
 
 
 def _torch(variant: str) -> Peer:

@@ -1,4 +1,7 @@
-"""Networks in PyTorch, or compiled: python -m ...workers.networks <eager|compile|fusion|zentorch> <threads>."""
+"""Networks in PyTorch, or compiled: python -m ...workers.networks <eager|compile|fusion|zentorch> [<n>] <threads>.
+
+n is how many candidates of each of our searches are compiled and measured.
+"""
 
 import importlib
 import sys
@@ -155,8 +158,12 @@ def load(variant: str, network: Network) -> Loaded:
 
 
 if __name__ == "__main__":
-    variant, threads = sys.argv[1], int(sys.argv[2])
+    variant, compiled, threads = sys.argv[1], sys.argv[2:-1], int(sys.argv[-1])
     torch.set_num_threads(threads)
+    if compiled:
+        from scripts.testbed.own_kernels import search
+
+        search(compiled)
     keep_freed_memory()
     if variant == "zentorch":
         importlib.import_module("zentorch")  # which registers its back end

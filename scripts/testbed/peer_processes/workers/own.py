@@ -1,4 +1,4 @@
-"""Our kernels, in a process like all the others: python -m ...workers.own <fused|unfused> <threads>."""
+"""Our kernels, in a process like all the others: python -m ...workers.own <fused|unfused> [<compiled>] <threads>."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ import torch
 
 from fusion import gemm_chain
 from scripts.testbed.memory_pool import keep_freed_memory
-from scripts.testbed.own_kernels import chain_of, own
+from scripts.testbed.own_kernels import chain_of, own, search
 from scripts.testbed.peer_processes.problem import Problem
 from scripts.testbed.peer_processes.serve import DeclinedError, Loaded, serve
 from scripts.testbed.peer_processes.workers.pytorch import facts, loaded
@@ -49,7 +49,8 @@ def unfused(problem: Problem, threads: int) -> Loaded:
 VARIANTS = {"fused": fused, "unfused": unfused}
 
 if __name__ == "__main__":
-    variant, threads = sys.argv[1], int(sys.argv[2])
+    variant, compiled, threads = sys.argv[1], sys.argv[2:-1], int(sys.argv[-1])
     torch.set_num_threads(threads)
+    search(compiled)
     keep_freed_memory()
     serve(lambda problem: VARIANTS[variant](problem, threads), facts)
