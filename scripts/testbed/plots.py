@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLORS = (
@@ -59,6 +60,10 @@ def points(
     values = [value for xs, ys in series.values() for value in (*xs, *ys)]
     axes.plot([min(values), max(values)], [min(values), max(values)], color="#999999", linewidth=0.8)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     _name(figure, len(series))
     return _svg(figure)
