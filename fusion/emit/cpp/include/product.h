@@ -46,6 +46,24 @@ struct Panel {
   }
 };
 
+// One step along the depth: entries of x, `row` apart, times vectors of y.
+template <int MR, int NV, bool MASKED>
+__attribute__((always_inline)) inline void step_of(V (&sums)[MR][NV], const float* x, int64_t row, const float* y, Mask last) {
+  V columns[NV];
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) columns[v] = MASKED && v == NV - 1 ? load(y + v * W, last) : load(y + v * W);
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+    const V entry = splat(x[r * row]);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sums[r][v] = fma(entry, columns[v], sums[r][v]);
+  }
+}
+
+// Constant distances spare a core sums of addresses, which take turns with its multiplications: 3 % of the widest block,
+// whose code is the longest; shorter ones lose by it.
+constexpr int WIDEST = 4, TOGETHER = 4;
+
 template <int MR, int NV, bool MASKED>
 __attribute__((noinline)) void block(const float* x, int64_t row, int64_t next, const float* y, int64_t step, Mask last,
                                      float* c, int64_t ldc, int64_t depth, bool add) {
@@ -54,20 +72,14 @@ __attribute__((noinline)) void block(const float* x, int64_t row, int64_t next, 
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sums[r][v] = add ? load(c + r * ldc + v * W) : splat(0.0f);
+  int64_t k = 0;
+  if constexpr (NV == WIDEST && !MASKED)
+    if (next == 1 && step == NV * W)
+      for (; k + TOGETHER <= depth; k += TOGETHER, x += TOGETHER, y += TOGETHER * NV * W)
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k) {
-    V columns[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) columns[v] = MASKED && v == NV - 1 ? load(y + v * W, last) : load(y + v * W);
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r) {
-      const V entry = splat(x[r * row]);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sums[r][v] = fma(entry, columns[v], sums[r][v]);
-    }
-    x += next;
-    y += step;
-  }
+        for (int u = 0; u < TOGETHER; ++u) step_of<MR, NV, MASKED>(sums, x + u, row, y + u * NV * W, last);
+#pragma GCC unroll 4
+  for (; k < depth; ++k, x += next, y += step) step_of<MR, NV, MASKED>(sums, x, row, y, last);
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
