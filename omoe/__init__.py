@@ -9,6 +9,7 @@ expert inputs -> projectors -> base step -> projected step
     inputs.py       mean inputs of experts, observed by hooks
     projector.py    space=input: projectors from mean inputs, and the others' projector
     low_rank.py     the same with a few columns instead of a square matrix
+    start.py        space=update: the weights before the first step, in three bytes each
     cost.py         memory, arithmetic and traffic, known before the first step
     subspace.py     space=update: the span of the other experts' changes
     control.py      controls: smaller steps, random directions, own directions

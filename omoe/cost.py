@@ -11,6 +11,7 @@ import torch
 from omoe.config import OMoEConfig
 from omoe.experts import ExpertLinear, select_linears
 from omoe.low_rank import num_columns
+from omoe.start import start_bytes
 
 FLOAT_BYTES = torch.float32.itemsize
 
@@ -72,12 +73,13 @@ def _linear(linear: ExpertLinear, config: OMoEConfig, *, copies: bool) -> Cost:
     step_values = num_experts * d_out * d_in
     copy_bytes = step_values * FLOAT_BYTES + weight_bytes  # read the weights, write the copy
     if config.space == "update":
-        start_bytes = weight_bytes // num_experts if copies else weight_bytes
+        kept_bytes = start_bytes(linear.parameters[0].dtype, d_out, d_in) * (1 if copies else num_experts)
+        decoded_bytes = weight_bytes // num_experts * (1 if copies else num_experts)
         # products: copy, start and weights are read, the change written; then change and weights read, weights written
-        traffic = 3 * step_values * FLOAT_BYTES + 3 * weight_bytes + start_bytes
+        traffic = 3 * step_values * FLOAT_BYTES + 3 * weight_bytes + kept_bytes + 2 * decoded_bytes
         products = 2 * (2 * num_experts) ** 2 + 2 * num_experts**2
         return Cost(
-            state_bytes=start_bytes + num_experts * FLOAT_BYTES,
+            state_bytes=kept_bytes + num_experts * FLOAT_BYTES,
             scratch_bytes=step_values * FLOAT_BYTES,
             flops_per_step=(products * d_out * d_in) / config.period,
             moved_bytes_per_step=(copy_bytes + traffic) / config.period,

@@ -20,6 +20,7 @@ from omoe.input_space import others_trace, rank_error, refresh, removed
 from omoe.inputs import MeanInputs
 from omoe.schedule import Cycles, Schedule
 from omoe.spread import ExpertGroup
+from omoe.start import changes, rounding_E, start_EOI
 from omoe.state import LinearState, initial_state, loaded_state
 from omoe.subspace import WeightRows, project, removed_by_span
 
@@ -132,9 +133,9 @@ class OMoE(Optimizer):
     def _project(self, linear: ExpertLinear, before_EOI: Tensor, decay_shares: Sequence[float]) -> None:
         state = self.linear_state[linear.name]
         if self.config.space == "update" and self.config.control == "none" and self.ranks.group is None:
-            state["removed_energy_E"] = project(_rows(linear, before_EOI, state["start_EOI"], decay_shares)).float()
+            state["removed_energy_E"] = project(_rows(linear, before_EOI, state, decay_shares)).float()
             return
-        change_EOI = before_EOI - state["start_EOI"] if self.config.space == "update" else None
+        change_EOI = changes(before_EOI, state) if self.config.space == "update" else None
         step_EOI = base_step_EOI(linear, before_EOI, decay_shares)
         torch._foreach_sub_(expert_weights(linear), self._removed(linear, step_EOI, change_EOI).unbind(0))
 
@@ -149,8 +150,8 @@ class OMoE(Optimizer):
             for part_EOI, parameter in zip(gradient_EOI.chunk(num_parts), linear.parameters, strict=True):
                 if parameter.grad is not None:
                     part_EOI.copy_(parameter.grad.view_as(part_EOI))
-            start_EOI = self.linear_state[linear.name].get("start_EOI")
-            change_EOI = None if start_EOI is None else weight_EOI - start_EOI
+            state = self.linear_state[linear.name]
+            change_EOI = changes(weight_EOI, state) if self.config.space == "update" else None
             removed_EOI = self._removed(linear, gradient_EOI, change_EOI)
             for part_EOI, parameter in zip(removed_EOI.chunk(num_parts), linear.parameters, strict=True):
                 if parameter.grad is not None:
@@ -262,10 +263,11 @@ class OMoE(Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
 
-def _rows(linear: ExpertLinear, before_EOI: Tensor, start_EOI: Tensor, decay_shares: Sequence[float]) -> WeightRows:
+def _rows(linear: ExpertLinear, before_EOI: Tensor, state: LinearState, decay_shares: Sequence[float]) -> WeightRows:
     shape = (-1, before_EOI[0].numel())
     return WeightRows(
-        start_EK=start_EOI.flatten(1),
+        start_EK=start_EOI(state).flatten(1),
+        rounding_E=rounding_E(state),
         before_EK=before_EOI.flatten(1),
         after=[parameter.detach().view(shape) for parameter in linear.parameters],
         kept_shares=[

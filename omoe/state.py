@@ -1,6 +1,6 @@
 """What OMoE remembers of every expert linear, made new or taken from a checkpoint.
 
-    start_EOI         the weights before the first step, once if all experts were copies (space=update)
+    start_...         the weights before the first step, once if all experts were copies (space=update); see start.py
     projector_EII     the projectors, float32 (space=input, exact)
     columns_EIW       what makes up the projectors, float32 (space=input with a rank); see low_rank.py
     filled            how many columns are in use, int64
@@ -19,6 +19,7 @@ from torch import Tensor
 from omoe.config import OMoEConfig
 from omoe.experts import ExpertLinear, equal_experts, expert_weights
 from omoe.low_rank import num_columns
+from omoe.start import kept_start
 
 LinearState = dict[str, Tensor]
 
@@ -32,7 +33,8 @@ def initial_state(linear: ExpertLinear, config: OMoEConfig) -> LinearState:
     device = linear.parameters[0].device
     state = {"removed_energy_E": torch.zeros(num_experts, device=device)}
     if config.space == "update":
-        return {**state, "start_EOI": _start(linear)}
+        weights = expert_weights(linear)
+        return {**state, **kept_start(weights[0][None] if equal_experts(linear) else torch.stack(weights))}
     state["num_tokens_E"] = torch.zeros(num_experts, dtype=torch.int64, device=device)
     if config.rank is None:
         return {**state, "projector_EII": torch.eye(d_in, device=device).repeat(num_experts, 1, 1)}
@@ -42,12 +44,6 @@ def initial_state(linear: ExpertLinear, config: OMoEConfig) -> LinearState:
         "filled": torch.zeros((), dtype=torch.int64),
         "dropped_E": torch.zeros(num_experts, dtype=torch.float64, device=device),
     }
-
-
-def _start(linear: ExpertLinear) -> Tensor:
-    """A copy of the weights, of one expert alone where all are equal, as they are after upcycling."""
-    weights = expert_weights(linear)
-    return weights[0].clone()[None] if equal_experts(linear) else torch.stack(weights)
 
 
 def loaded_state(
@@ -96,8 +92,8 @@ def _copied(linear: ExpertLinear, tensors: object, config: OMoEConfig) -> Linear
         )
     for name, like in wanted.items():
         tensor = tensors[name]
-        if name == "start_EOI" and isinstance(tensor, Tensor) and tensor.ndim == 3:  # whether copies then, not now
-            like = like[:1] if len(tensor) == 1 else like.expand(linear.shape_EOI)
+        if name.startswith("start_") and isinstance(tensor, Tensor) and tensor.ndim == 3:  # whether copies then, not now
+            like = like[:1] if len(tensor) == 1 else like.expand(linear.num_experts, -1, -1)
         if not isinstance(tensor, Tensor) or tensor.shape != like.shape or tensor.dtype != like.dtype:
             came = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(

@@ -91,6 +91,8 @@ class WeightRows:
 
     start_EK: Tensor
     """W_0; one row where that was the same for all."""
+    rounding_E: Tensor
+    """Squared length up to which a change is rounding of W_0 and spans nothing, float64; one where W_0 is one row."""
     before_EK: Tensor
     """Before the step, in float32 or wider; `project` overwrites it."""
     after: Sequence[Tensor]
@@ -132,6 +134,9 @@ def project(rows: WeightRows) -> Tensor:
         product[:num_experts] += change_EB @ change_EB.T
         product[num_experts:] += step_EB @ change_EB.T
         step_energy_E += torch.linalg.vecdot(step_EB, step_EB)
+    still_E = product[:num_experts].diagonal() <= rows.rounding_E
+    product[:num_experts].masked_fill_(still_E[:, None] | still_E, 0)
+    product[num_experts:].masked_fill_(still_E, 0)
     coefficients_EJ, energy_E = coefficients_of(product, num_experts, eps=torch.finfo(buffer.dtype).eps)
     _subtract(rows, coefficients_EJ.to(buffer.dtype), buffer)
     return torch.where(step_energy_E > 0, energy_E / step_energy_E, 0)

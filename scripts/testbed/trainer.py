@@ -24,6 +24,7 @@ from configs.schema import Config
 from moe_pipeline import MoELayer
 from moe_pipeline.parallel import clip_grad_norm, exclude_experts, gather_state, local_state
 from omoe.experts import stacked_EOI
+from omoe.start import start_EOI
 from scripts.testbed import checkpoints
 from scripts.testbed.batches import EpochRows, TokenBatches
 from scripts.testbed.precision import resolve
@@ -158,7 +159,7 @@ class QuartetTrainer(Seq2SeqTrainer):
             return {**found, "omoe_trace_share": _mean(optimizer.trace_share().values())}
         cosines = [
             omoe.mean_pairwise(
-                omoe.change_cosine(stacked_EOI(linear), optimizer.linear_state[linear.name]["start_EOI"])
+                omoe.change_cosine(stacked_EOI(linear), start_EOI(optimizer.linear_state[linear.name]))
             )
             for linear in optimizer.expert_linears
         ]

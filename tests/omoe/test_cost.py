@@ -29,13 +29,15 @@ def bert_base() -> list[ExpertLinear]:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @pytest.mark.parametrize("copies", [True, False])
-def test_the_state_takes_what_was_said(config: OMoEConfig, copies: bool) -> None:
-    model = SmallMoE()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_takes_what_was_said(config: OMoEConfig, copies: bool, dtype: torch.dtype) -> None:
+    model = SmallMoE().to(dtype)
     if not copies:
         for linear in find_expert_linears(model):
             torch.nn.init.normal_(linear.parameters[0])
     optimizer = OMoE(torch.optim.SGD(model.parameters(), lr=0.1), find_expert_linears(model), config)
-    loss_of(model, batches(1)[0]).backward()
+    x_TM, expert_T, target = batches(1)[0]
+    loss_of(model, (x_TM.to(dtype), expert_T, target.to(dtype))).backward()
     optimizer.step()
     small = ("filled", "dropped_E")  # a few bytes an expert
     held = sum(
@@ -48,6 +50,7 @@ def test_the_state_takes_what_was_said(config: OMoEConfig, copies: bool) -> None
 
 
 def test_bert_base_with_eight_experts_in_twelve_layers() -> None:
+    assert cost(bert_base(), OMoEConfig()).state_bytes < 200e6
     assert cost(bert_base(), OMoEConfig(space="input")).state_bytes > 3.8e9
     assert cost(bert_base(), OMoEConfig(space="input", rank=64)).state_bytes < 200e6
 

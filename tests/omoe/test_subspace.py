@@ -1,3 +1,5 @@
+import dataclasses
+
 import torch
 from closeness import assert_close, assert_equal_up_to_rounding
 from hypothesis import given, settings
@@ -121,7 +123,13 @@ def rows_of(seed: int, size: int, kept: list[float | None], dtype: torch.dtype) 
             after_EK[expert] = share * before_EK[expert] + step_EK[expert]
     start_EK = start_EK.to(dtype)
     expected_EK = after_EK - removed_by_span(step_EK, before_EK - start_EK)
-    rows = WeightRows(start_EK=start_EK, before_EK=before_EK, after=list(after_EK.split(1)), kept_shares=kept)
+    rows = WeightRows(
+        start_EK=start_EK,
+        rounding_E=torch.zeros(1, dtype=torch.float64),
+        before_EK=before_EK,
+        after=list(after_EK.split(1)),
+        kept_shares=kept,
+    )
     return rows, expected_EK
 
 
@@ -142,6 +150,20 @@ def test_the_share_taken_out_is_what_is_missing() -> None:
     missing_EK = after_EK - torch.cat(list(rows.after))
     share_E = missing_EK.square().sum(1) / (after_EK - before_EK).square().sum(1)
     assert_equal_up_to_rounding("share", removed_E, share_E, roundings=10_000)
+
+
+def test_a_change_that_may_be_rounding_spans_nothing() -> None:
+    rows, _ = rows_of(5, 300, [1.0, 1.0, 1.0], torch.float64)
+    still, _ = rows_of(5, 300, [1.0, 1.0, 1.0], torch.float64)
+    rows.before_EK[1] = rows.start_EK[1] + 1e-6
+    still.before_EK[1] = still.start_EK[1]
+    for both in (rows, still):
+        both.after[1][:] = both.before_EK[1] + 1e-3
+    rounding_E = torch.full((3,), 300 * 1e-12 * (1 + 1e-3), dtype=torch.float64)
+    removed_E, expected_E = project(dataclasses.replace(rows, rounding_E=rounding_E)), project(still)
+    assert_equal_up_to_rounding("share", removed_E, expected_E, roundings=2**34)  # the step itself is shorter by 1e-3
+    for expert in (0, 2):
+        assert torch.equal(rows.after[expert], still.after[expert])
 
 
 def test_an_expert_that_is_not_a_number_neither_spreads_nor_holds_back() -> None:
