@@ -16,6 +16,7 @@ expert inputs -> projectors -> base step -> projected step
     base_step.py    the base optimizer's finished step, decoupled decay apart
     state.py        what is remembered of every expert linear
     input_space.py  space=input: steps and mean inputs of one linear
+    leftover.py     what a finished step leaves in the others' subspace
     optimizer.py    OMoE around any torch optimizer
     diversity.py    how different experts are
     rivals.py       losses by which others keep experts apart

@@ -79,7 +79,7 @@ def _linear(linear: ExpertLinear, config: OMoEConfig, *, copies: bool) -> Cost:
         traffic = 3 * step_values * FLOAT_BYTES + 3 * weight_bytes + kept_bytes + 2 * decoded_bytes
         products = 2 * (2 * num_experts) ** 2 + 2 * num_experts**2
         return Cost(
-            state_bytes=kept_bytes + num_experts * FLOAT_BYTES,
+            state_bytes=kept_bytes + 2 * num_experts * FLOAT_BYTES,
             scratch_bytes=step_values * FLOAT_BYTES,
             flops_per_step=(products * d_out * d_in) / config.period,
             moved_bytes_per_step=(copy_bytes + traffic) / config.period,
@@ -91,7 +91,7 @@ def _linear(linear: ExpertLinear, config: OMoEConfig, *, copies: bool) -> Cost:
     refresh_flops = 4 * num_experts * d_in * columns if config.rank is None else 0
     traffic = state_bytes + 3 * step_values * FLOAT_BYTES + 3 * weight_bytes
     return Cost(
-        state_bytes=state_bytes + num_experts * (FLOAT_BYTES + torch.int64.itemsize),
+        state_bytes=state_bytes + num_experts * (2 * FLOAT_BYTES + torch.int64.itemsize),
         scratch_bytes=step_values * FLOAT_BYTES,
         flops_per_step=applied / config.period + refresh_flops,
         moved_bytes_per_step=(copy_bytes + traffic) / config.period + refresh_bytes,

@@ -18,6 +18,7 @@ from omoe.cost import Cost, cost
 from omoe.experts import ExpertLinear, equal_experts, expert_weights, select_linears
 from omoe.input_space import others_trace, rank_error, refresh, removed
 from omoe.inputs import MeanInputs
+from omoe.leftover import left_in_changes, left_in_inputs
 from omoe.schedule import Cycles, Schedule
 from omoe.spread import ExpertGroup
 from omoe.start import changes, rounding_E, start_EOI
@@ -41,6 +42,8 @@ class OMoE(Optimizer):
         expert_group: Where experts are spread: the ranks over which one copy of all experts lies, each with as many, in
             the order of the ranks. What the others' projectors need travels in every orthogonal step.
         schedule: The phases; None takes the config's cycles.
+        measure_every: Steps, the last orthogonal one of which also measures what it leaves in the others' subspace; see
+            `leftover`. 0 measures nothing, and costs nothing.
 
     Raises:
         TypeError: base is no torch optimizer.
@@ -60,6 +63,7 @@ class OMoE(Optimizer):
         process_group: dist.ProcessGroup | None = None,
         expert_group: dist.ProcessGroup | None = None,
         schedule: Schedule | None = None,
+        measure_every: int = 0,
     ) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"base: got {type(base).__name__}; give a torch.optim.Optimizer, such as torch.optim.AdamW")
@@ -69,6 +73,9 @@ class OMoE(Optimizer):
         self.ranks = ExpertGroup(expert_group)
         self.schedule: Schedule = schedule or Cycles(config.period, config.first_orthogonal_step)
         _check_linears(self.expert_linears, base, config, num_ranks=self.ranks.size)
+        if isinstance(measure_every, bool) or not isinstance(measure_every, int) or measure_every < 0:
+            raise ValueError(f"measure_every={measure_every!r}: give a number of steps, or 0 to measure nothing")
+        self.measure_every = measure_every
         self.num_steps = 0
         self.linear_state: dict[str, LinearState] = {}
         self._before: dict[str, Tensor] = {}
@@ -104,15 +111,13 @@ class OMoE(Optimizer):
         if not self.linear_state:
             self.linear_state = {linear.name: initial_state(linear, self.config) for linear in self.expert_linears}
         before: dict[str, Tensor] = {}
-        if self._orthogonal() and self.config.projects == "gradient":
-            self._project_gradients(closure)
-        elif self._orthogonal():
+        if self._orthogonal():
             before = {linear.name: self._copied(linear) for linear in self.expert_linears}
+            if self.config.projects == "gradient":
+                self._project_gradients(before, closure)
         loss = self.base.step() if closure is None else self.base.step(closure)
         if before:
-            shares = {id(p): decay_share(self.base, group) for group in self.param_groups for p in group["params"]}
-            for linear in self.expert_linears:
-                self._project(linear, before[linear.name], [shares[id(p)] for p in linear.parameters])
+            self._finish(before)
         if self.inputs is not None:
             self._refresh(self.inputs)
         self.num_steps += 1
@@ -130,6 +135,38 @@ class OMoE(Optimizer):
         return copy_EOI
 
     @torch.no_grad()
+    def _finish(self, before: dict[str, Tensor]) -> None:
+        """Project what the base has just stepped, and measure what that leaves where it is time to."""
+        shares = {id(p): decay_share(self.base, group) for group in self.param_groups for p in group["params"]}
+        measured = self._measured()
+        for linear in self.expert_linears:
+            decay_shares = [shares[id(p)] for p in linear.parameters]
+            before_EOI = before[linear.name]
+            kept_before_EOI = before_EOI.clone() if measured else None
+            if self.config.projects == "step":
+                self._project(linear, before_EOI, decay_shares)
+            if kept_before_EOI is not None:
+                self._measure(linear, kept_before_EOI, decay_shares)
+
+    def _measured(self) -> bool:
+        """Whether this orthogonal step is the last in its `measure_every` steps."""
+        if self.measure_every == 0:
+            return False
+        rest = range(self.num_steps + 1, (self.num_steps // self.measure_every + 1) * self.measure_every)
+        return all(self.schedule.phase(step) == "accumulating" for step in rest)
+
+    def _measure(self, linear: ExpertLinear, before_EOI: Tensor, decay_shares: Sequence[float]) -> None:
+        state = self.linear_state[linear.name]
+        if self.config.space == "input":
+            kept_EOI = base_step_EOI(linear, before_EOI, decay_shares)
+            left_E = left_in_inputs(kept_EOI, state, self.config, ranks=self.ranks)
+        else:
+            change_NK = self.ranks.gather(changes(before_EOI, state).flatten(1))
+            kept_EK = base_step_EOI(linear, before_EOI, decay_shares).flatten(1)
+            left_E = left_in_changes(kept_EK, change_NK, own=self.ranks.own(len(kept_EK)))
+        state["leftover_E"] = left_E.float()
+
+    @torch.no_grad()
     def _project(self, linear: ExpertLinear, before_EOI: Tensor, decay_shares: Sequence[float]) -> None:
         state = self.linear_state[linear.name]
         if self.config.space == "update" and self.config.control == "none" and self.ranks.group is None:
@@ -140,11 +177,11 @@ class OMoE(Optimizer):
         torch._foreach_sub_(expert_weights(linear), self._removed(linear, step_EOI, change_EOI).unbind(0))
 
     @torch.no_grad()
-    def _project_gradients(self, closure: Callable[[], float] | None) -> None:
+    def _project_gradients(self, before: dict[str, Tensor], closure: Callable[[], float] | None) -> None:
         if closure is not None:
             raise ValueError("closure: got one with projects='gradient', which needs the gradient first; give none")
         for linear in self.expert_linears:
-            weight_EOI = self._copied(linear)
+            weight_EOI = before[linear.name]
             gradient_EOI = torch.zeros_like(weight_EOI)
             num_parts = len(linear.parameters)
             for part_EOI, parameter in zip(gradient_EOI.chunk(num_parts), linear.parameters, strict=True):
@@ -208,6 +245,22 @@ class OMoE(Optimizer):
         Source: our definition, section 13: log the removed energy.
         """
         return {name: state["removed_energy_E"].clone() for name, state in self.linear_state.items()}
+
+    def leftover(self) -> dict[str, Tensor]:
+        """Share of every expert's finished step, in norm, that still lay in the others' subspace when last measured.
+
+        It is what an averaged projector, a control or a projected gradient leaves; with space=update and no control it
+        is zero but for rounding.
+
+        Returns:
+            (E,) float32 by expert linear: zero before the first measure. Empty before the first step, and where
+            `measure_every` is 0.
+
+        Source: our definition, section 4.2, hazard 1: log the leftover share; see leftover.py.
+        """
+        if self.measure_every == 0:
+            return {}
+        return {name: state["leftover_E"].clone() for name, state in self.linear_state.items()}
 
     def trace_share(self) -> dict[str, Tensor]:
         """trace(Q) / d of every expert's others' projector; 1 leaves every direction, 0 none.

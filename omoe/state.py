@@ -7,6 +7,7 @@
     dropped_E         squared length that was dropped from them, float64
     num_tokens_E      tokens seen so far, int64 (space=input)
     removed_energy_E  share of the latest orthogonal step that was taken out, float32
+    leftover_E        share of the latest measured step that lay in the others' subspace, float32
 
 Shapes: E experts, O output features, I input features.
 """
@@ -31,7 +32,7 @@ def initial_state(linear: ExpertLinear, config: OMoEConfig) -> LinearState:
     """
     num_experts, _, d_in = linear.shape_EOI
     device = linear.parameters[0].device
-    state = {"removed_energy_E": torch.zeros(num_experts, device=device)}
+    state = {name: torch.zeros(num_experts, device=device) for name in ("removed_energy_E", "leftover_E")}
     if config.space == "update":
         weights = expert_weights(linear)
         return {**state, **kept_start(weights[0][None] if equal_experts(linear) else torch.stack(weights))}

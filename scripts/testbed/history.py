@@ -66,7 +66,7 @@ def summary(curves: Curves) -> dict[str, float]:
 
 
 def sections(curves: Curves) -> tuple[Section, ...]:
-    """Loss, learning rate and the objective's terms as pictures."""
+    """Loss, learning rate, the objective's terms and what OMoE does as pictures."""
     points = curves.points
     losses = {
         label: points[name] for label, name in (("training", "loss"), ("validation", "eval_loss")) if name in points
@@ -74,6 +74,9 @@ def sections(curves: Curves) -> tuple[Section, ...]:
     terms = {name.removeprefix("loss_"): points[name] for name in sorted(points) if name.startswith("loss_")}
     accuracies = {
         name.removeprefix("accuracy_"): points[name] for name in sorted(points) if name.startswith("accuracy_")
+    }
+    orthogonality = {
+        name.removeprefix("omoe_").replace("_", " "): points[name] for name in sorted(points) if name.startswith("omoe_")
     }
     step = {"x_label": "step"}
     pictures = [plots.curves(losses, title="Loss", y_label="nats", **step)] if losses else []
@@ -84,6 +87,9 @@ def sections(curves: Curves) -> tuple[Section, ...]:
         pictures.append(plots.curves(terms, title="Terms of the loss", y_label="nats", **step))
     if accuracies:
         pictures.append(plots.curves(accuracies, title="Self-supervised accuracy", y_label="share right", **step))
+    if orthogonality:
+        title = "Experts' steps: what OMoE took out (energy) and left (length) in the others' subspace"
+        pictures.append(plots.curves(orthogonality, title=title, y_label="share or cosine", **step))
     note = f"{curves.seconds:.0f} s, {curves.tokens_per_s:,.0f} tokens/s while training."
     return (Section(title="Training", note=note, plots=tuple(pictures)),)
 

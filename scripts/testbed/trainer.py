@@ -115,6 +115,7 @@ class QuartetTrainer(Seq2SeqTrainer):
                 self._config.omoe,
                 process_group=world if spread is None else spread.replicas,
                 expert_group=None if spread is None else spread.experts,
+                measure_every=self._config.trainer.log_every,
             )
             logger.info("OMoE: %s", optimizer.cost())
         return optimizer
@@ -148,11 +149,13 @@ class QuartetTrainer(Seq2SeqTrainer):
         super().log(logs, start_time)
 
     def _orthogonality(self) -> dict[str, float]:
-        """What OMoE has taken out of the latest orthogonal step, and how alike the experts' changes are by now."""
+        """What OMoE took out of the latest orthogonal step and what it left, and how alike experts' changes are now."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # the library wraps it
         if not isinstance(optimizer, omoe.OMoE) or not optimizer.linear_state:
             return {}
         found = {"omoe_removed_energy": _mean(optimizer.removed_energy().values())}
+        if optimizer.num_steps >= optimizer.measure_every:
+            found["omoe_leftover"] = _mean(optimizer.leftover().values())
         if self._spread:
             return found  # the rest needs the experts of all ranks
         if optimizer.config.space == "input":

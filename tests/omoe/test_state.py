@@ -20,11 +20,13 @@ def test_what_each_space_keeps() -> None:
     update = initial_state(linears[0], OMoEConfig())
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in update.items()} == {
         "removed_energy_E": (torch.float32, (NUM_EXPERTS,)),
+        "leftover_E": (torch.float32, (NUM_EXPERTS,)),
         "start_EOI": (torch.bfloat16, (1, HIDDEN, MODEL)),
     }
     single = initial_state(find_expert_linears(SmallMoE())[0], OMoEConfig())
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in single.items()} == {
         "removed_energy_E": (torch.float32, (NUM_EXPERTS,)),
+        "leftover_E": (torch.float32, (NUM_EXPERTS,)),
         "start_high_EOI": (torch.int16, (1, HIDDEN, MODEL)),
         "start_low_EOI": (torch.uint8, (1, HIDDEN, MODEL)),
         "start_step_EO1": (torch.float32, (1, HIDDEN, 1)),

@@ -95,7 +95,16 @@ def _rows(task: str, methods: Mapping[str, Mapping[int, Record]], name: str, fir
     for name_of, value in _mean_diversity(runs).items():
         add(name_of, UNITS[name_of.removesuffix("_before")], value)
     add("removed_energy", "ratio", statistics.fmean(record.finished.removed_energy for record in runs.values()))
+    left = _leftover(runs)
+    if left is not None:
+        add("leftover", "ratio", left)
     return found
+
+
+def _leftover(runs: Mapping[int, Record]) -> float | None:
+    """Share of the experts' finished steps that lay in the others' subspace, over the seeds that measured it."""
+    measured = [record.finished.leftover for record in runs.values() if record.finished.leftover is not None]
+    return statistics.fmean(measured) if measured else None
 
 
 def _mean_diversity(runs: Mapping[int, Record]) -> dict[str, float]:
@@ -154,6 +163,8 @@ def _tables(runs: Runs, first: str, config: Config) -> list[Section]:
         f"for a seed. Differences are from {first} on the same seeds, with 95 % intervals and paired t-tests; "
         "'detectable' is the difference that such a test would find four times out of five. The lower "
         f"{config.study.frozen_layers} layers are frozen and their outputs, without dropout, were computed once. "
+        "'Leftover' is the share, in length, of the experts' finished steps that still lay in the other experts' "
+        "subspace. "
         f"Scored on {config.study.split}."
     )
     sections = []
@@ -174,11 +185,12 @@ def _tables(runs: Runs, first: str, config: Config) -> list[Section]:
                     "-" if found is None else f"{found.detectable:.2f}",
                     *(figure(diversity[key]) if key in diversity else "-" for key in list(UNITS)[:3]),
                     figure(diversity["change_size"]) if "change_size" in diversity else "-",
+                    "-" if (left := _leftover(seeds)) is None else figure(left),
                 )
             )
         headers = (
             *("Method", "Seeds", metric, f"Against {first}", "p", "Detectable"),
-            *("Output cosine", "Response cosine", "Change cosine", "Size of change"),
+            *("Output cosine", "Response cosine", "Change cosine", "Size of change", "Leftover"),
         )
         sections.append(Section(title=task, note=note, table=Table(headers=headers, rows=tuple(lines))))
     return sections

@@ -26,6 +26,7 @@ from scripts.testbed.study.network import UpperNetwork
 from scripts.testbed.study.scores import Scores, score
 
 RIVAL_TOKENS = 64  # of a batch that are sent to every expert for a loss on outputs
+MEASURES = 5  # of a run, of what steps leave in the others' subspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class Finished:
     removed_energy: float
     """Share of the experts' steps that was taken out, in squared length, averaged over steps and linears."""
     seconds: float
+    leftover: float | None = None
+    """Share of the experts' finished steps, in length, that still lay in the other experts' subspace, averaged over
+    measures and linears; None where OMoE took no part, and in runs from before it was measured."""
 
 
 class Training:
@@ -86,18 +90,20 @@ class Training:
             diversity = Diversity(network, self._held_out, num_tokens=self._num_tokens)
         before = diversity.measure() if diversity else []
         started_s = time.monotonic()
-        losses, removed = self._fit(network, method, seed)
+        losses, removed, leftover = self._fit(network, method, seed)
         seconds = time.monotonic() - started_s
         return Finished(
             scores=self.scores(network),
             before=before,
             after=diversity.measure() if diversity else [],
             losses=losses,
-            removed_energy=removed,
+            removed_energy=_mean(removed) or 0.0,
             seconds=seconds,
+            leftover=_mean(leftover),
         )
 
-    def _fit(self, network: UpperNetwork, method: Method, seed: int) -> tuple[list[float], float]:
+    def _fit(self, network: UpperNetwork, method: Method, seed: int) -> tuple[list[float], list[float], list[float]]:
+        """The loss of every step, what it took out of experts' steps, and what some of them left."""
         trainer = self._trainer
         optimizer = _optimizer(network, method, trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, trainer))
@@ -108,7 +114,9 @@ class Training:
         inputs = _keep_inputs(layers) if method.loss == "output_orthogonality" else {}
         torch.manual_seed(seed)
         network.train()
-        losses, removed = [], []
+        losses: list[float] = []
+        removed: list[float] = []
+        leftover: list[float] = []
         for batch in batches:
             h_BSM, mask_BS, examples = self._train.batch([row for _, row in batch])
             with self._autocast(), _routed(network, mask_BS, moe=method.moe) as records:
@@ -125,7 +133,9 @@ class Training:
             losses.append(float(task_loss.detach()))
             if isinstance(optimizer, omoe.OMoE):
                 removed += [float(share_E.mean()) for share_E in optimizer.removed_energy().values()]
-        return losses, sum(removed) / len(removed) if removed else 0.0
+                if optimizer.num_steps % optimizer.measure_every == 0:
+                    leftover += [float(share_E.mean()) for share_E in optimizer.leftover().values()]
+        return losses, removed, leftover
 
     @torch.no_grad()
     def scores(self, network: UpperNetwork) -> Scores:
@@ -206,7 +216,8 @@ def _optimizer(network: nn.Module, method: Method, trainer: TrainerConfig) -> to
     )
     if method.omoe is None:
         return base
-    return omoe.OMoE(base, omoe.find_expert_linears(network), method.omoe)
+    measure_every = max(1, trainer.max_steps // MEASURES)
+    return omoe.OMoE(base, omoe.find_expert_linears(network), method.omoe, measure_every=measure_every)
 
 
 def _rate(step: int, trainer: TrainerConfig) -> float:
@@ -214,3 +225,7 @@ def _rate(step: int, trainer: TrainerConfig) -> float:
     if step < trainer.warmup_steps:
         return (step + 1) / (trainer.warmup_steps + 1)
     return (trainer.max_steps - step) / max(1, trainer.max_steps - trainer.warmup_steps)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
