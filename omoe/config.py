@@ -5,12 +5,15 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 Space = Literal["update", "input"]
-Combine = Literal["mean", "load", "union"]
+Combine = Literal["mean", "load", "product", "union"]
+Side = Literal["input", "output"]
 Linears = Literal["both", "up", "down"]
 Projects = Literal["step", "gradient"]
 Control = Literal["none", "length", "random", "own"]
 
-INPUT_ONLY = ("alpha", "combine", "refresh_in_orthogonal", "rank", "forgetting")
+INPUT_ONLY = (
+    "alpha", "alpha_decay", "alpha_steps", "side", "combine", "refresh_in_orthogonal", "rank", "forgetting",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +39,17 @@ class OMoEConfig:
     """Which of an expert's linears are projected: those into the hidden width (up), those out of it (down), or both."""
     alpha: float = 100.0
     """OWM's constant, in squared units of a mean input; small forgets slowly and freezes. Only for space=input."""
+    alpha_decay: float = 1.0
+    """What alpha is multiplied by on its way to the last step: alpha * alpha_decay ** progress, so that later inputs
+    count more. Only for space=input."""
+    alpha_steps: int | None = None
+    """Steps over which that progress goes from 0 to 1, where it stays; needed where alpha_decay is not 1."""
+    side: Side = "input"
+    """Whether a step loses directions of the others' mean inputs (U Q), or of their linears' mean outputs, biases
+    included (Q U), for linears whose outputs leave a module. Only for space=input."""
     combine: Combine = "mean"
-    """Others' projector: their mean, their mean weighted by tokens so far, or that of their union. Only space=input."""
+    """Others' projector: their mean, their mean weighted by tokens so far, their product in the order of the experts,
+    or that of their union. Only space=input."""
     rank: int | None = None
     """Columns that are kept of every projector, which bounds its memory; None keeps it exact. Only for space=input."""
     refresh_in_orthogonal: bool = True
@@ -52,6 +64,7 @@ class OMoEConfig:
         """Check every field."""
         for name, choices in (
             ("space", Space),
+            ("side", Side),
             ("combine", Combine),
             ("linears", Linears),
             ("projects", Projects),
@@ -59,16 +72,13 @@ class OMoEConfig:
         ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(get_args(choices))}")
-        for name, least in (("period", 1), ("first_orthogonal_step", 0), ("rank", 1)):
+        for name, least in (("period", 1), ("first_orthogonal_step", 0), ("rank", 1), ("alpha_steps", 1)):
             value = getattr(self, name)
-            if name == "rank" and value is None:
+            if name in ("rank", "alpha_steps") and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: give an integer of at least {least}")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float):
-            raise ValueError(f"alpha={self.alpha!r}: give a number above 0, such as 100.0")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha={self.alpha!r}: give a finite number above 0, such as 100.0")
+        self._check_alpha()
         if isinstance(self.forgetting, bool) or not 0 < self.forgetting <= 1:
             raise ValueError(
                 f"forgetting={self.forgetting!r}: give a number above 0 and at most 1, which forgets nothing"
@@ -84,6 +94,29 @@ class OMoEConfig:
                 "refresh_in_orthogonal=False with period=1 and first_orthogonal_step=0 never refreshes a projector, so "
                 "nothing would ever be projected: raise period or first_orthogonal_step, or refresh in orthogonal steps"
             )
+
+    def alpha_at(self, step: int) -> float:
+        """OWM's constant at a step, counted from 0: alpha * alpha_decay ** progress.
+
+        Source: official code of OWM (arXiv:1810.01256), whose layers decay from 1 to 1e-5, 1e-4, 1e-2 and 1e-1; that
+            alpha is the start and one decay holds for all linears is our definition, section 4.1.
+        """
+        if self.alpha_steps is None:
+            return self.alpha
+        return self.alpha * self.alpha_decay ** min(1.0, step / self.alpha_steps)
+
+    def _check_alpha(self) -> None:
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float):
+            raise ValueError(f"alpha={self.alpha!r}: give a number above 0, such as 100.0")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha={self.alpha!r}: give a finite number above 0, such as 100.0")
+        decay = self.alpha_decay
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+            raise ValueError(f"alpha_decay={decay!r}: give a number above 0 and at most 1, which keeps alpha as it is")
+        if decay < 1 and self.alpha_steps is None:
+            raise ValueError(f"alpha_decay={decay!r} without alpha_steps: give the steps of the whole training")
+        if decay == 1 and self.alpha_steps is not None:
+            raise ValueError(f"alpha_steps={self.alpha_steps!r} with alpha_decay=1.0 means nothing: drop it, or decay")
 
     def _refuse_input_only(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}

@@ -84,11 +84,14 @@ def _linear(linear: ExpertLinear, config: OMoEConfig, *, copies: bool) -> Cost:
             flops_per_step=(products * d_out * d_in) / config.period,
             moved_bytes_per_step=(copy_bytes + traffic) / config.period,
         )
-    columns = d_in if config.rank is None else num_columns(config.rank)
-    state_bytes = num_experts * d_in * columns * FLOAT_BYTES
-    applied = 2 * step_values * d_in if config.rank is None else 4 * step_values * num_experts * columns
-    refresh_bytes = 2 * state_bytes if config.rank is None else num_experts * d_in * FLOAT_BYTES
-    refresh_flops = 4 * num_experts * d_in * columns if config.rank is None else 0
+    width = d_in if config.side == "input" else d_out
+    columns = width if config.rank is None else num_columns(config.rank)
+    state_bytes = num_experts * width * columns * FLOAT_BYTES
+    applied = 2 * step_values * width if config.rank is None else 4 * step_values * num_experts * columns
+    if config.combine == "product" and config.rank is None:
+        applied *= num_experts
+    refresh_bytes = 2 * state_bytes if config.rank is None else num_experts * width * FLOAT_BYTES
+    refresh_flops = 4 * num_experts * width * columns if config.rank is None else 0
     traffic = state_bytes + 3 * step_values * FLOAT_BYTES + 3 * weight_bytes
     return Cost(
         state_bytes=state_bytes + num_experts * (2 * FLOAT_BYTES + torch.int64.itemsize),

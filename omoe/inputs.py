@@ -1,6 +1,7 @@
-"""Mean input of every expert's linear between two steps, observed by forward hooks.
+"""Mean input of every expert's linear between two steps, or its mean output, observed by forward hooks.
 
-Shapes: E experts, I input features, R rows (tokens of all experts, sorted by expert).
+Shapes: E experts, I input features (or output features, where outputs are observed), R rows (tokens of all experts,
+sorted by expert).
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from omoe.config import Side
 from omoe.experts import ExpertLinear
 
 
@@ -36,20 +38,28 @@ class MeanInputs:
     Args:
         expert_linears: Whose modules to observe.
         process_group: The ranks that hold copies of these experts and see other data; None sums over no ranks.
+        side: Whether what goes into the linears is summed, or what comes out of them.
 
     Source: our definition, section 4, item 1; OWM (arXiv:1810.01256) takes the mean over the batch.
     """
 
     def __init__(
-        self, expert_linears: Sequence[ExpertLinear], *, process_group: dist.ProcessGroup | None = None
+        self,
+        expert_linears: Sequence[ExpertLinear],
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        side: Side = "input",
     ) -> None:
         self._linears = tuple(expert_linears)
         self._group = process_group
+        self._side = side
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._observed: set[str] = set()
         self._handles = [
             module.register_forward_pre_hook(partial(self._observe, linear, expert))
+            if side == "input"
+            else module.register_forward_hook(partial(self._observe_output, linear, expert))
             for linear in self._linears
             for expert, module in enumerate(linear.modules)
         ]
@@ -110,36 +120,43 @@ class MeanInputs:
                 sum_EI[index] += tokens_TI[chosen_T].sum(0, dtype=torch.float32)
                 num_tokens_E[index] += chosen_T.sum()
         elif linear.is_stacked:
-            rows_RI, counts = _rows_and_counts(linear, inputs)
+            rows_RI, counts = _rows_and_counts(linear, inputs, self._width(linear))
             for index, expert_rows_RI in enumerate(rows_RI.split(counts)):
                 sum_EI[index] += expert_rows_RI.sum(0, dtype=torch.float32)
             num_tokens_E += torch.tensor(counts, device=num_tokens_E.device)
         else:
-            rows_RI = _rows(linear, inputs)
+            rows_RI = _rows(linear, inputs, self._width(linear))
             sum_EI[expert] += rows_RI.sum(0, dtype=torch.float32)
             num_tokens_E[expert] += rows_RI.shape[0]
+
+    def _observe_output(
+        self, linear: ExpertLinear, expert: int, module: nn.Module, inputs: tuple[object, ...], output: object
+    ) -> None:
+        self._observe(linear, expert, module, (output, *inputs[1:]))
+
+    def _width(self, linear: ExpertLinear) -> int:
+        return linear.shape_EOI[2 if self._side == "input" else 1]
 
     def _buffers(self, linear: ExpertLinear) -> tuple[Tensor, Tensor]:
         if linear.name not in self._sums:
             device = linear.parameters[0].device
-            num_experts, _, d_in = linear.shape_EOI
-            self._sums[linear.name] = torch.zeros(num_experts, d_in, device=device)
-            self._counts[linear.name] = torch.zeros(num_experts, dtype=torch.int64, device=device)
+            self._sums[linear.name] = torch.zeros(linear.num_experts, self._width(linear), device=device)
+            self._counts[linear.name] = torch.zeros(linear.num_experts, dtype=torch.int64, device=device)
         return self._sums[linear.name], self._counts[linear.name]
 
 
-def _rows(linear: ExpertLinear, inputs: tuple[object, ...]) -> Tensor:
-    d_in = linear.shape_EOI[2]
-    if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].ndim == 0 or inputs[0].shape[-1] != d_in:
+def _rows(linear: ExpertLinear, inputs: tuple[object, ...], width: int) -> Tensor:
+    if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].ndim == 0 or inputs[0].shape[-1] != width:
         came = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in inputs]
         raise ValueError(
-            f"inputs of {linear.name!r}: got {came}; its first positional input must be rows (..., {d_in})"
+            f"inputs of {linear.name!r}: got {came}; its first positional input must be rows (..., {width}), and with "
+            "side='output' what it returns"
         )
     return inputs[0].flatten(0, -2) if inputs[0].ndim > 1 else inputs[0][None]
 
 
 def _tokens_and_choices(linear: ExpertLinear, inputs: tuple[object, ...]) -> tuple[Tensor, Tensor]:
-    tokens_TI = _rows(linear, inputs)
+    tokens_TI = _rows(linear, inputs, linear.shape_EOI[2])
     expert_TK = inputs[1] if len(inputs) > 1 else None
     if not isinstance(expert_TK, Tensor) or expert_TK.is_floating_point() or len(expert_TK) != len(tokens_TI):
         came = tuple(expert_TK.shape) if isinstance(expert_TK, Tensor) else type(expert_TK).__name__
@@ -150,8 +167,8 @@ def _tokens_and_choices(linear: ExpertLinear, inputs: tuple[object, ...]) -> tup
     return tokens_TI, expert_TK
 
 
-def _rows_and_counts(linear: ExpertLinear, inputs: tuple[object, ...]) -> tuple[Tensor, list[int]]:
-    rows_RI = _rows(linear, inputs)
+def _rows_and_counts(linear: ExpertLinear, inputs: tuple[object, ...], width: int) -> tuple[Tensor, list[int]]:
+    rows_RI = _rows(linear, inputs, width)
     counts_E = inputs[1] if len(inputs) > 1 else None
     counts = counts_E.tolist() if isinstance(counts_E, Tensor) else counts_E
     if not isinstance(counts, Sequence) or len(counts) != linear.num_experts or sum(counts) != rows_RI.shape[0]:

@@ -51,6 +51,8 @@ def left_in_inputs(kept_EOI: Tensor, state: LinearState, config: OMoEConfig, *, 
 
     Source: our definition, section 4.2, hazard 1: log the leftover share, for any form beside that of the union.
     """
+    if config.side == "output":
+        kept_EOI = kept_EOI.mT
     if config.rank is not None:
         left_EOI = _left_by_columns(kept_EOI.double(), state, config, ranks)
     else:

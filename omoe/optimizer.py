@@ -84,7 +84,7 @@ class OMoE(Optimizer):
         self.inputs: MeanInputs | None = None
         if config.space == "input":
             _check_process_group(process_group)
-            self.inputs = MeanInputs(self.expert_linears, process_group=process_group)
+            self.inputs = MeanInputs(self.expert_linears, process_group=process_group, side=config.side)
 
     def cost(self) -> Cost:
         """Memory, arithmetic and traffic beside the base optimizer's, known before the first step.
@@ -348,6 +348,11 @@ def _check_linears(linears: Sequence[ExpertLinear], base: Optimizer, config: OMo
             raise ValueError(
                 f"space='input': nobody can see the inputs of {linear.name!r}, which are made inside "
                 f"{type(linear.modules[0]).__name__}; set linears='up', or space='update'"
+            )
+        if config.side == "output" and linear.observed != "rows":
+            raise ValueError(
+                f"side='output': the outputs of {linear.name!r} stay inside {type(linear.modules[0]).__name__}; set "
+                "side='input', or space='update'"
             )
         if config.space == "input" and len(linear.modules) != len(linear.parameters):
             raise ValueError(

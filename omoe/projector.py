@@ -7,6 +7,8 @@ Shapes: E experts of this rank, N experts of all ranks, J experts (the second of
 I input features, M mean inputs.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def seen_means(mean_EI: Tensor, *, combine: Combine) -> Tensor:
         combine: How the others' projector is made.
 
     Returns:
-        (E, I, M): M = 1 for "mean" and "load", E - 1 for "union".
+        (E, I, M): E - 1 means for "union", else 1.
 
     Source: OWM (arXiv:1810.01256) for own inputs; the union is our definition, section 4.1.
     """
@@ -83,7 +85,8 @@ def others_share(num_tokens_E: Tensor, *, combine: Combine) -> Tensor:
 
     Args:
         num_tokens_E: Tokens of every expert so far.
-        combine: "mean" shares equally among the others, "load" by their tokens (equally while they have none).
+        combine: "mean" shares equally among the others, "load" by their tokens (equally while they have none); the
+            other forms are no sums.
 
     Returns:
         (E, J) float64, rows summing to 1, zero on the diagonal.
@@ -132,6 +135,29 @@ def removed_by_others(
     return removed_EOI
 
 
+def removed_by_product(step_EOI: Tensor, taken_N: Sequence[tuple[Tensor, ...]], *, own: slice = slice(None)) -> Tensor:
+    """What all other experts' projectors take out of every expert's step one after another: U - U P_1 P_2 ...
+
+    Args:
+        step_EOI: Finished steps of this rank's experts.
+        taken_N: Of every expert of all ranks, in their order, matrices whose product is I - P.
+        own: Where the steps' experts are among them.
+
+    Returns:
+        (E, O, I).
+
+    Source: our definition, section 4.1, combining others: product.
+    """
+    kept_EOI = step_EOI
+    expert_E = torch.arange(len(taken_N), device=step_EOI.device)[own]
+    for other, taken in enumerate(taken_N):
+        part_EOI = kept_EOI
+        for matrix in taken:
+            part_EOI = part_EOI @ matrix
+        kept_EOI = torch.where((expert_E == other)[:, None, None], kept_EOI, kept_EOI - part_EOI)
+    return step_EOI - kept_EOI
+
+
 def complements(projector_EII: Tensor) -> Tensor:
     """I - P of every expert.
 
@@ -145,7 +171,7 @@ def trace_share(trace_N: Tensor, num_tokens_N: Tensor, *, combine: Combine) -> T
     """trace(Q) / d of every expert: 1 leaves all directions, 0 none.
 
     Args:
-        trace_N: trace(P) / d of every expert of all ranks, float64.
+        trace_N: trace(P) / d of every expert of all ranks, float64; for a union or a product, trace(Q) / d itself.
         num_tokens_N: Tokens of every expert so far.
         combine: How the others' projector is made.
 
@@ -154,4 +180,4 @@ def trace_share(trace_N: Tensor, num_tokens_N: Tensor, *, combine: Combine) -> T
 
     Source: our definition, section 4.2.
     """
-    return trace_N if combine == "union" else others_share(num_tokens_N, combine=combine) @ trace_N
+    return trace_N if combine in ("union", "product") else others_share(num_tokens_N, combine=combine) @ trace_N

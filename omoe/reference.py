@@ -56,18 +56,18 @@ class ReferenceOMoE:
         self.base_step = base_step
         self.decay = decay
         self.config = config
-        identity = torch.eye(weights[0].shape[1], dtype=weights[0].dtype)
+        identity = torch.eye(weights[0].shape[1 if config.side == "input" else 0], dtype=weights[0].dtype)
         self.projectors = [identity.clone() for _ in weights]
         self.union_projectors = [identity.clone() for _ in weights]
         self.num_tokens = [0 for _ in weights]
         self.t = 0
 
-    def step(self, gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    def step(self, gradients: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
         """One step.
 
         Args:
             gradients: One (O, I) matrix per expert.
-            inputs: The rows (R, I) that every expert's linear saw; read for space=input only.
+            rows: What every expert's linear saw, (R, I), or for side=output gave, (R, O); read for space=input only.
 
         Source: our definition, section 4, pseudo-code.
         """
@@ -81,7 +81,7 @@ class ReferenceOMoE:
         for expert, step in enumerate(steps):
             self.weights[expert] = self.weights[expert] - self.decay * self.weights[expert] + step
         if config.space == "input" and (not orthogonal_step or config.refresh_in_orthogonal):
-            self._refresh(inputs)
+            self._refresh(rows)
         self.t += 1
 
     def others(self, expert: int) -> list[int]:
@@ -99,6 +99,11 @@ class ReferenceOMoE:
         if self.config.combine == "union":
             return self.union_projectors[expert]
         others = self.others(expert)
+        if self.config.combine == "product":
+            product = torch.eye(len(self.projectors[0]), dtype=self.projectors[0].dtype)
+            for other in others:
+                product = product @ self.projectors[other]
+            return product
         tokens = [self.num_tokens[other] if self.config.combine == "load" else 1 for other in others]
         if sum(tokens) == 0:
             tokens = [1 for _ in others]
@@ -109,23 +114,25 @@ class ReferenceOMoE:
 
     def _projected(self, expert: int, step_OI: Tensor) -> Tensor:
         if self.config.space == "input":
-            return step_OI @ self.others_projector(expert)
+            projector = self.others_projector(expert)
+            return step_OI @ projector if self.config.side == "input" else projector.T @ step_OI
         return outside_span(step_OI, [self.weights[other] - self.start[other] for other in self.others(expert)])
 
-    def _refresh(self, inputs: Sequence[Tensor]) -> None:
+    def _refresh(self, rows: Sequence[Tensor]) -> None:
+        alpha = self.config.alpha_at(self.t)
         kept = self.config.forgetting
         if kept < 1:
             identity = torch.eye(len(self.projectors[0]), dtype=self.projectors[0].dtype)
             self.projectors = [kept * projector + (1 - kept) * identity for projector in self.projectors]
             self.union_projectors = [kept * projector + (1 - kept) * identity for projector in self.union_projectors]
-        for expert, rows_RI in enumerate(inputs):
-            if rows_RI.shape[0] == 0:
+        for expert, own_rows in enumerate(rows):
+            if own_rows.shape[0] == 0:
                 continue
-            mean_I = rows_RI.sum(0) / rows_RI.shape[0]
-            self.projectors[expert] = owm(self.projectors[expert], mean_I, self.config.alpha)
+            mean = own_rows.sum(0) / own_rows.shape[0]
+            self.projectors[expert] = owm(self.projectors[expert], mean, alpha)
             for other in self.others(expert):
-                self.union_projectors[other] = owm(self.union_projectors[other], mean_I, self.config.alpha)
-            self.num_tokens[expert] += rows_RI.shape[0]
+                self.union_projectors[other] = owm(self.union_projectors[other], mean, alpha)
+            self.num_tokens[expert] += own_rows.shape[0]
         if (self.t + 1) % 1000 == 0:
             self.projectors = [(projector + projector.T) / 2 for projector in self.projectors]
             self.union_projectors = [(projector + projector.T) / 2 for projector in self.union_projectors]

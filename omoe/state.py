@@ -9,7 +9,7 @@
     removed_energy_E  share of the latest orthogonal step that was taken out, float32
     leftover_E        share of the latest measured step that lay in the others' subspace, float32
 
-Shapes: E experts, O output features, I input features.
+Shapes: E experts, O output features, I input features; for side=output, projectors and columns have O for I.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,8 @@ def initial_state(linear: ExpertLinear, config: OMoEConfig) -> LinearState:
 
     Source: our definition, section 4, init of the pseudo-code; W_0 of the update space, section 13.
     """
-    num_experts, _, d_in = linear.shape_EOI
+    num_experts, d_out, d_in = linear.shape_EOI
+    width = d_in if config.side == "input" else d_out
     device = linear.parameters[0].device
     state = {name: torch.zeros(num_experts, device=device) for name in ("removed_energy_E", "leftover_E")}
     if config.space == "update":
@@ -38,10 +39,10 @@ def initial_state(linear: ExpertLinear, config: OMoEConfig) -> LinearState:
         return {**state, **kept_start(weights[0][None] if equal_experts(linear) else torch.stack(weights))}
     state["num_tokens_E"] = torch.zeros(num_experts, dtype=torch.int64, device=device)
     if config.rank is None:
-        return {**state, "projector_EII": torch.eye(d_in, device=device).repeat(num_experts, 1, 1)}
+        return {**state, "projector_EII": torch.eye(width, device=device).repeat(num_experts, 1, 1)}
     return {
         **state,
-        "columns_EIW": torch.zeros(num_experts, d_in, num_columns(config.rank), device=device),
+        "columns_EIW": torch.zeros(num_experts, width, num_columns(config.rank), device=device),
         "filled": torch.zeros((), dtype=torch.int64),
         "dropped_E": torch.zeros(num_experts, dtype=torch.float64, device=device),
     }
@@ -93,7 +94,7 @@ def _copied(linear: ExpertLinear, tensors: object, config: OMoEConfig) -> Linear
         )
     for name, like in wanted.items():
         tensor = tensors[name]
-        if name.startswith("start_") and isinstance(tensor, Tensor) and tensor.ndim == 3:  # whether copies then, not now
+        if name.startswith("start_") and isinstance(tensor, Tensor) and tensor.ndim == 3:  # copies then, not now
             like = like[:1] if len(tensor) == 1 else like.expand(linear.num_experts, -1, -1)
         if not isinstance(tensor, Tensor) or tensor.shape != like.shape or tensor.dtype != like.dtype:
             came = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__

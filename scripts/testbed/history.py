@@ -76,7 +76,9 @@ def sections(curves: Curves) -> tuple[Section, ...]:
         name.removeprefix("accuracy_"): points[name] for name in sorted(points) if name.startswith("accuracy_")
     }
     orthogonality = {
-        name.removeprefix("omoe_").replace("_", " "): points[name] for name in sorted(points) if name.startswith("omoe_")
+        name.removeprefix("omoe_").replace("_", " "): points[name]
+        for name in sorted(points)
+        if name.startswith("omoe_")
     }
     step = {"x_label": "step"}
     pictures = [plots.curves(losses, title="Loss", y_label="nats", **step)] if losses else []

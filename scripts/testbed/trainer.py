@@ -161,9 +161,7 @@ class QuartetTrainer(Seq2SeqTrainer):
         if optimizer.config.space == "input":
             return {**found, "omoe_trace_share": _mean(optimizer.trace_share().values())}
         cosines = [
-            omoe.mean_pairwise(
-                omoe.change_cosine(stacked_EOI(linear), start_EOI(optimizer.linear_state[linear.name]))
-            )
+            omoe.mean_pairwise(omoe.change_cosine(stacked_EOI(linear), start_EOI(optimizer.linear_state[linear.name])))
             for linear in optimizer.expert_linears
         ]
         return {**found, "omoe_change_cosine": _mean(cosines)}

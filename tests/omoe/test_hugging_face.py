@@ -89,3 +89,10 @@ def test_inputs_made_inside_are_refused() -> None:
     model = built("mixtral")
     with pytest.raises(ValueError, match=r"inside MixtralExperts; set linears='up', or space='update'"):
         OMoE(torch.optim.SGD(model.parameters(), lr=0.1), find_expert_linears(model), OMoEConfig(space="input"))
+
+
+def test_outputs_inside_a_class_are_refused() -> None:
+    model = built("mixtral")
+    config = OMoEConfig(space="input", linears="up", side="output")
+    with pytest.raises(ValueError, match=r"side='output'.*gate_up_proj.*stay inside"):
+        OMoE(torch.optim.SGD(model.parameters(), lr=0.5), find_expert_linears(model), config)

@@ -28,7 +28,7 @@ def drawn() -> Tensor:
     return torch.randn(NUM_EXPERTS, HIDDEN, MODEL, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("combine", ["mean", "load", "union"])
+@pytest.mark.parametrize("combine", ["mean", "load", "product", "union"])
 def test_a_rank_above_the_inputs_is_exact(combine: str) -> None:
     exact, low = (OMoEConfig(space="input", alpha=1.0, combine=combine, rank=rank) for rank in (None, 20))  # type: ignore[arg-type]
     states = [after(config) for config in (exact, low)]
@@ -98,3 +98,29 @@ def test_an_input_that_is_not_finite_counts_as_none(rank: int | None) -> None:
     refresh(missing, MeanInput(mean_EI, tokens_E), config, ranks=ALONE, num_steps=6)
     for name, tensor in broken.items():
         assert torch.equal(tensor, missing[name]), name
+
+
+@pytest.mark.parametrize("rank", [None, 20])
+def test_the_trace_of_a_product_is_that_of_its_matrix(rank: int | None) -> None:
+    config = OMoEConfig(space="input", alpha=1.0, combine="product", rank=rank)
+    exact = after(OMoEConfig(space="input", alpha=1.0, combine="product"))["projector_EII"].double()
+    expected = []
+    for expert in range(NUM_EXPERTS):
+        product = torch.eye(MODEL, dtype=torch.float64)
+        for other in range(NUM_EXPERTS):
+            product = product if other == expert else product @ exact[other]
+        expected.append(product.trace() / MODEL)
+    found_E = others_trace(after(config), config, ranks=ALONE)
+    assert_equal_up_to_rounding("trace", found_E.float(), torch.stack(expected).float(), roundings=300)
+
+
+def test_a_decaying_alpha_weighs_an_input_by_its_own() -> None:
+    config = OMoEConfig(space="input", alpha=4.0, alpha_decay=0.01, alpha_steps=4)
+    generator = torch.Generator().manual_seed(1)
+    inverse_EII = torch.eye(MODEL, dtype=torch.float64).repeat(NUM_EXPERTS, 1, 1)
+    for step in range(5):
+        mean_EI = (torch.randn(NUM_EXPERTS, MODEL, generator=generator) + 1).double()
+        torch.randint(1, 9, (NUM_EXPERTS,), generator=generator)
+        inverse_EII += mean_EI[:, :, None] * mean_EI[:, None] / config.alpha_at(step)
+    found_EII = after(config)["projector_EII"]
+    assert_equal_up_to_rounding("projector", found_EII, inverse_EII.inverse().float(), roundings=300)

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from closeness import assert_close
+from closeness import assert_close, assert_equal_up_to_rounding
 from torch import Tensor, nn
 
 from omoe import ExpertLinear, find_expert_linears
+from omoe.experts import stacked_EOI
 from omoe.inputs import MeanInputs
 from tests.omoe.small_moe import MODEL, GroupedLinear, SmallMoE, batches
 
@@ -81,3 +82,31 @@ def test_bad_rows_are_named() -> None:
         layer(torch.ones(3, 4))
     layer(torch.ones(3))
     layer(torch.ones(2, 0, 3))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_outputs_may_be_observed_instead(listed: bool) -> None:
+    model = SmallMoE(listed=listed)
+    linears = find_expert_linears(model)
+    inputs, outputs = MeanInputs(linears), MeanInputs(linears, side="output")
+    x_TM, expert_T, _ = batches(1)[0]
+    model(x_TM, expert_T)
+    seen, given = inputs.take(), outputs.take()
+    for linear in linears:
+        mean_EI, mean_EO = seen[linear.name].mean_EI, given[linear.name].mean_EI
+        weight_EOI = stacked_EOI(linear)
+        assert torch.equal(seen[linear.name].num_tokens_E, given[linear.name].num_tokens_E)
+        expected_EO = torch.stack([weight @ mean for weight, mean in zip(weight_EOI, mean_EI, strict=True)])
+        assert_equal_up_to_rounding(linear.name, mean_EO, expected_EO, roundings=64)
+
+
+def test_what_comes_out_must_be_rows() -> None:
+    layer = nn.Linear(3, 4)
+    other = nn.Linear(3, 4)
+    linear = ExpertLinear(name="up", parameters=(layer.weight, other.weight), modules=(layer, other))
+    MeanInputs([linear], side="output")
+    layer.register_forward_hook(lambda module, inputs, output: output)
+    layer(torch.ones(2, 3))
+    layer.register_forward_hook(lambda module, inputs, output: [output], prepend=True)
+    with pytest.raises(ValueError, match=r"inputs of 'up': got \['list'\].*\(\.\.\., 4\)"):
+        layer(torch.ones(2, 3))

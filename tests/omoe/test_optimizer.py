@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from omoe import ExpertLinear, OMoE, OMoEConfig, find_expert_linears
 from omoe.experts import expert_weights, select_linears
-from omoe.reference import ReferenceOMoE
+from omoe.inputs import MeanInputs
+from omoe.reference import ReferenceOMoE, outside_span, owm
 from tests.omoe.small_moe import NUM_EXPERTS, SmallMoE, batches, loss_of
 
 LR, DECAY = 0.02, 0.1
@@ -31,11 +32,20 @@ CONFIGS = {
     "mean": OMoEConfig(space="input", alpha=1.0),
     "load": OMoEConfig(space="input", alpha=1.0, combine="load"),
     "union": OMoEConfig(space="input", alpha=1.0, combine="union"),
+    "product": OMoEConfig(space="input", alpha=1.0, combine="product"),
+    "output": OMoEConfig(space="input", alpha=1.0, side="output"),
+    "decayed-alpha": OMoEConfig(space="input", alpha=1.0, alpha_decay=1e-2, alpha_steps=4),
     "input-cycles": OMoEConfig(space="input", alpha=1.0, period=2, refresh_in_orthogonal=False),
     "forgetting": OMoEConfig(space="input", alpha=1.0, forgetting=0.8),
     "gradient": OMoEConfig(projects="gradient"),
     "gradient-input": OMoEConfig(space="input", alpha=1.0, projects="gradient", period=2),
     "low-rank": OMoEConfig(space="input", alpha=1.0, rank=16),
+    "product-low-rank": OMoEConfig(space="input", alpha=1.0, rank=16, combine="product"),
+    "output-low-rank": OMoEConfig(
+        space="input", alpha=1.0, rank=16, side="output", combine="load", alpha_decay=0.1, alpha_steps=3
+    ),
+    "output-union": OMoEConfig(space="input", alpha=1.0, side="output", combine="union"),
+    "output-gradient": OMoEConfig(space="input", alpha=1.0, side="output", projects="gradient"),
     "input-down": OMoEConfig(space="input", alpha=1.0, linears="down"),
 }
 
@@ -109,9 +119,9 @@ def by_reference(config: OMoEConfig, base: str, data: list[Batch], dtype: torch.
     for batch in data:
         seen: dict[str, tuple[Tensor, ...]] = {}
         hooks = [
-            linear.modules[0].register_forward_pre_hook(
-                lambda module, inputs, name=linear.name, seen=seen: seen.update(
-                    {name: inputs[0].detach().split(inputs[1])}
+            linear.modules[0].register_forward_hook(
+                lambda module, inputs, output, name=linear.name, seen=seen: seen.update(
+                    {name: (inputs[0] if config.side == "input" else output).detach().split(inputs[1])}
                 )
             )
             for linear in linears
@@ -168,7 +178,7 @@ def test_accumulating_phase_is_the_base_bit_for_bit(space: str, base: str, liste
     assert_bitwise(weights(model), weights(plain))
 
 
-@pytest.mark.parametrize("combine", ["mean", "load", "union"])
+@pytest.mark.parametrize("combine", ["mean", "load", "product", "union"])
 def test_identity_projectors_are_the_base_bit_for_bit(combine: str) -> None:
     plain, model = small(), small()
     optimizer = wrapped(model, OMoEConfig(space="input", combine=combine))  # type: ignore[arg-type]
@@ -259,6 +269,84 @@ def test_removed_energy_keeps_to_the_latest_orthogonal_step() -> None:
     assert energy_E.gt(0).all()
     train(model, optimizer, batches(1))
     assert torch.equal(optimizer.removed_energy()["experts.up"], energy_E)
+
+
+LEFT = {
+    "update": OMoEConfig(),
+    "length": OMoEConfig(control="length"),
+    "update-gradient": OMoEConfig(projects="gradient"),
+    "mean": OMoEConfig(space="input", alpha=1.0),
+    "union": OMoEConfig(space="input", alpha=1.0, combine="union"),
+    "output": OMoEConfig(space="input", alpha=1.0, side="output"),
+    "own": OMoEConfig(space="input", alpha=1.0, control="own"),
+}
+
+
+@pytest.mark.parametrize("config", LEFT.values(), ids=LEFT.keys())
+@pytest.mark.parametrize("listed", [False, True])
+def test_leftover_is_what_the_weights_say(config: OMoEConfig, listed: bool) -> None:
+    """From the weights around the measured step, in float64, by another way than the optimizer's."""
+    model = small(listed=listed, dtype=torch.float64)
+    linears = find_expert_linears(model)
+    base = BASES["adamw"](model.parameters())
+    optimizer = OMoE(base, linears, config, measure_every=3)
+    observer = MeanInputs(linears, side=config.side)
+    start = {linear.name: torch.stack(expert_weights(linear)) for linear in linears}
+    means: dict[str, list[Tensor]] = {linear.name: [] for linear in linears}
+    for batch in batches(3):
+        before = {linear.name: torch.stack(expert_weights(linear)) for linear in linears}
+        seen = {name: list(found) for name, found in means.items()}
+        assert all(not share_E.any() for share_E in optimizer.leftover().values())
+        train(model, optimizer, [cast(batch, torch.float64)])
+        for name, taken in observer.take().items():
+            means[name].append(taken.mean_EI.double())
+    for linear in linears:
+        step_EOI = torch.stack(expert_weights(linear)) - before[linear.name] * (1 - LR * DECAY)
+        change_EOI = before[linear.name] - start[linear.name]
+        expected = []
+        for expert, step_OI in enumerate(step_EOI):
+            others = [other for other in range(NUM_EXPERTS) if other != expert]
+            if config.space == "update":
+                left = step_OI - outside_span(step_OI, [change_EOI[other] for other in others])
+            else:
+                projector = torch.eye(seen[linear.name][0].shape[1], dtype=torch.float64)
+                for mean_EI in seen[linear.name]:
+                    for other in others:
+                        projector = owm(projector, mean_EI[other], config.alpha)
+                kept_OI = step_OI if config.side == "input" else step_OI.T
+                left = kept_OI - kept_OI @ projector
+            expected.append(left.norm() / step_OI.norm())
+        actual_E = optimizer.leftover()[linear.name]
+        assert actual_E.dtype == torch.float32
+        roundings = 64 if config.space == "update" else 2**10  # projectors are float32
+        expected_E = torch.stack(expected).float()
+        scale_E = expected_E if expected_E.max() > 1e-6 else torch.ones_like(expected_E)
+        assert_equal_up_to_rounding("leftover", actual_E - expected_E + scale_E, scale_E, roundings=roundings)
+        exact = config in (LEFT["update"],)
+        assert (actual_E < 1e-9).all() if exact else (actual_E > 1e-3).all()
+
+
+def test_leftover_is_measured_in_the_last_orthogonal_step_of_so_many() -> None:
+    model = small()
+    config = OMoEConfig(space="input", alpha=1.0, period=2)
+    optimizer = OMoE(BASES["sgd"](model.parameters()), find_expert_linears(model), config, measure_every=5)
+    shares = []
+    for batch in batches(10):
+        train(model, optimizer, [batch])
+        shares.append(optimizer.leftover()["experts.up"].tolist())
+    changed = [step for step in range(1, 10) if shares[step] != shares[step - 1]]
+    assert changed == [3, 9]
+    plain = small()
+    train(plain, wrapped(plain, config, "sgd"), batches(10))
+    assert_bitwise(weights(plain), weights(model))
+    assert wrapped(plain, config).leftover() == {}
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.0])
+def test_bad_numbers_of_steps_to_measure_are_refused(wrong: Any) -> None:
+    model = small()
+    with pytest.raises(ValueError, match=f"measure_every={wrong}"):
+        OMoE(BASES["sgd"](model.parameters()), find_expert_linears(model), OMoEConfig(), measure_every=wrong)
 
 
 def test_trace_share_falls_from_one() -> None:

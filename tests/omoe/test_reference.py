@@ -50,3 +50,16 @@ def test_input_space_by_hand() -> None:
     reference.step([gradient] * 3, inputs)
     expected = before * 0.9 - LR * torch.tensor([[1.0, 0.75]])
     assert_equal_up_to_rounding("orthogonal", reference.weights[0], expected, roundings=4)
+
+
+def test_product_and_output_side_by_hand() -> None:
+    weights = [torch.ones(2, 1) for _ in range(3)]
+    config = OMoEConfig(space="input", alpha=1.0, combine="product", side="output", period=2)
+    reference = ReferenceOMoE(weights, sgd, 0.0, config)
+    outputs = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])]
+    gradient = torch.ones(2, 1)
+    reference.step([gradient] * 3, outputs)
+    assert torch.equal(reference.others_projector(0), torch.diag(torch.tensor([1.0, 0.25])))
+    before = reference.weights[0]
+    reference.step([gradient] * 3, outputs)
+    assert torch.equal(reference.weights[0], before - LR * torch.tensor([[1.0], [0.25]]))

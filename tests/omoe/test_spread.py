@@ -19,6 +19,9 @@ CONFIGS = {
     "mean": OMoEConfig(space="input", alpha=1.0),
     "load": OMoEConfig(space="input", alpha=1.0, combine="load", period=2),
     "union": OMoEConfig(space="input", alpha=1.0, combine="union"),
+    "product": OMoEConfig(space="input", alpha=1.0, combine="product"),
+    "output": OMoEConfig(space="input", alpha=1.0, side="output", alpha_decay=0.1, alpha_steps=STEPS),
+    "product-low-rank": OMoEConfig(space="input", alpha=1.0, combine="product", rank=16),
     "low-rank": OMoEConfig(space="input", alpha=1.0, rank=16),
     "length": OMoEConfig(control="length"),
     "random": OMoEConfig(space="input", alpha=1.0, control="random"),
@@ -38,6 +41,7 @@ def trained(config: OMoEConfig, own: slice, group: dist.ProcessGroup | None, dty
         config,
         expert_group=group,
         process_group=dist.new_group([dist.get_rank()], use_local_synchronization=True) if group else None,
+        measure_every=STEPS,
     )
     generator = torch.Generator().manual_seed(11)
     for _ in range(STEPS):
@@ -48,7 +52,10 @@ def trained(config: OMoEConfig, own: slice, group: dist.ProcessGroup | None, dty
             linear(own_rows.flatten(0, 1).to(dtype), [3] * len(own_rows))
             linear.weight.grad = gradient[own].to(dtype)
         optimizer.step()
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if config != OMoEConfig():  # which leaves nothing but rounding
+        found |= {f"leftover {name}": share_E for name, share_E in optimizer.leftover().items()}
+    return found
 
 
 def on_rank(rank: int, world_size: int, folder: str) -> None:
