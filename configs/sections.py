@@ -20,7 +20,8 @@ class ModelConfig:
     kind: Literal["marian", "pegasus", "bart", "bert"]
     """Network class: marian and bart are encoder-decoders with the library's generation, bert is an encoder."""
     pretrained: str | None = None
-    """A pretrained encoder (`minilm`) or a folder in the library's format; the sizes below are then its own."""
+    """A pretrained encoder: `minilm`, a folder in the library's format, or a BERT or RoBERTa by its name on the hub
+    (bert-base-uncased, roberta-base); the sizes below are then its own."""
     vocab_size: int = 6000
     """Subwords in the tokenizer trained on the training split, special tokens included."""
     d_model: int = 256

@@ -11,7 +11,8 @@ class StudySection:
     """Many short fine-tunings that differ in one thing at a time."""
 
     tasks: tuple[str, ...] = ()
-    """Names of data sets; data.root is then the folder that holds a folder of each, null takes them from the hub."""
+    """Names of data sets, or of suites (glue, super_glue) for all of theirs; data.root is then the folder that holds a
+    folder of each, null takes them from the hub."""
     smoke_task: str = "vader_movie"
     """What debug=smoke reads instead of the tasks, where data.root is null: it ships with the repository."""
     methods: tuple[str, ...] = ("adamw",)

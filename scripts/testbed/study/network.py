@@ -15,6 +15,8 @@ from scripts.testbed.study.examples import Encoded
 from scripts.testbed.tasks.task import IGNORED, pad
 
 LONGEST_ANSWER = 30  # tokens
+UNANSWERABLE = frozenset({"squad_v2"})
+"""Sets with questions that their context does not answer."""
 
 
 class UpperNetwork(nn.Module):
@@ -80,7 +82,8 @@ class UpperNetwork(nn.Module):
                 _tags(row.argmax(1).tolist(), example, data.label_names)
                 for row, example in zip(logits, examples, strict=True)
             ]
-        return [_answer(row, example) for row, example in zip(logits, examples, strict=True)]
+        may_be_empty = data.name in UNANSWERABLE
+        return [_answer(row, example, may_be_empty=may_be_empty) for row, example in zip(logits, examples, strict=True)]
 
 
 def _tags(predicted: Sequence[int], example: Encoded, names: Sequence[str]) -> list[str]:
@@ -88,12 +91,15 @@ def _tags(predicted: Sequence[int], example: Encoded, names: Sequence[str]) -> l
     return tags + ["O"] * (len(example.answer) - len(tags))
 
 
-def _answer(logits_S2: Tensor, example: Encoded) -> str:
-    """The likeliest span of the context, no longer than the longest answer."""
+def _answer(logits_S2: Tensor, example: Encoded, *, may_be_empty: bool) -> str:
+    """The likeliest span of the context, no longer than the longest answer; nothing, where token 0 is likelier."""
     inside = torch.tensor([low < high for low, high in example.spans])
     length = len(inside)
     start_S, end_S = (logits_S2[:length, side].masked_fill(~inside, -torch.inf) for side in (0, 1))
     score_SS = start_S[:, None] + end_S
     allowed_SS = torch.ones(length, length, dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
-    first, last = divmod(int(score_SS.masked_fill(~allowed_SS, -torch.inf).argmax()), length)
+    score_SS = score_SS.masked_fill(~allowed_SS, -torch.inf)
+    first, last = divmod(int(score_SS.argmax()), length)
+    if may_be_empty and logits_S2[0].sum() > score_SS[first, last]:
+        return ""
     return example.context[example.spans[first][0] : example.spans[last][1]]

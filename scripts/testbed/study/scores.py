@@ -26,6 +26,10 @@ def _f1(predicted: Sequence[Any], targets: Sequence[Any]) -> Scores:
     return {"f1": float(f1_score(targets, predicted)), **_accuracy(predicted, targets)}
 
 
+def _macro_f1(predicted: Sequence[Any], targets: Sequence[Any]) -> Scores:
+    return {"macro_f1": float(f1_score(targets, predicted, average="macro")), **_accuracy(predicted, targets)}
+
+
 def _correlations(predicted: Sequence[float], targets: Sequence[float]) -> Scores:
     return {
         "spearman": float(spearmanr(predicted, targets).statistic),
@@ -73,7 +77,13 @@ def _word_f1(predicted: str) -> Callable[[str], float]:
     return score
 
 
-BY_SET: Mapping[str, Callable[..., Scores]] = {"cola": _matthews, "mrpc": _f1, "qqp": _f1}
+BY_SET: Mapping[str, Callable[..., Scores]] = {
+    "cola": _matthews,
+    "mrpc": _f1,
+    "qqp": _f1,
+    "cb": _macro_f1,
+    "multirc": _f1,  # over all answers; by question alone needs what rows do not keep
+}
 BY_TASK: Mapping[str, Callable[..., Scores]] = {
     "classification": _accuracy,
     "regression": _correlations,

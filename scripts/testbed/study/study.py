@@ -16,6 +16,7 @@ from configs.schema import Config
 from configs.typed import ConfigError
 from scripts.testbed import launch, networks, rows, threads
 from scripts.testbed.data import load
+from scripts.testbed.data.hub_sets import SUITES
 from scripts.testbed.precision import resolve
 from scripts.testbed.study import features, methods, outcome
 from scripts.testbed.study.examples import encode
@@ -44,7 +45,7 @@ def run(config: Config, run: launch.Run) -> launch.Outcome:
     found: dict[str, Record] = {}
     digests: list[str] = []
     smoke = config.smoke and config.data.root is None
-    for task in (config.study.smoke_task,) if smoke else config.study.tasks:
+    for task in (config.study.smoke_task,) if smoke else data_sets(config.study.tasks):
         on_task = Task(config, task, records)
         digests.append(on_task.data.sha256)
         found |= on_task.finish()
@@ -55,6 +56,11 @@ def run(config: Config, run: launch.Run) -> launch.Outcome:
     return outcome.outcome(
         config, list(found.values()), data_sha256=digests[0] if len(digests) == 1 else _joined(digests)
     )
+
+
+def data_sets(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Names of data sets, each once, with those of a suite (`glue`, `super_glue`) in its place."""
+    return tuple(dict.fromkeys(name for task in tasks for name in SUITES.get(task, (task,))))
 
 
 @dataclass(frozen=True)

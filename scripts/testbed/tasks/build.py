@@ -42,7 +42,9 @@ def build(config: Config, folder: Path) -> Task:
 def tokenizer_of(config: Config, data: Data) -> PreTrainedTokenizerFast:
     """The pretrained network's own tokenizer, or one trained on the training split alone."""
     if config.model.pretrained is not None:
-        return AutoTokenizer.from_pretrained(pretrained.folder(config.model.pretrained))
+        # RoBERTa's subwords begin with the blank before a word, which a list of words does not hold.
+        words = {"add_prefix_space": True} if data.task == "tagging" else {}
+        return AutoTokenizer.from_pretrained(pretrained.folder(config.model.pretrained), **words)
     named = ("source", "target", "text", "text_pair", "question", "context")
     texts = [text for name in named if name in data.train.column_names for text in data.train[name]]
     if "tokens" in data.train.column_names:

@@ -31,6 +31,15 @@ def test_the_page_shows_loss_rate_and_terms() -> None:
     assert all(plot.startswith("<svg") for plot in section.plots)
 
 
+def test_the_page_shows_what_omoe_takes_out_and_leaves() -> None:
+    logged = [
+        {**entry, "omoe_removed_energy": 0.1, "omoe_leftover": 0.5} if "loss" in entry else entry for entry in LOG
+    ]
+    (section,) = history.sections(history.read(logged))
+    assert len(section.plots) == 4
+    assert "leftover" in section.plots[3]
+
+
 def test_nothing_logged_is_nothing_shown() -> None:
     curves = history.read([])
     assert history.summary(curves) == {"train_seconds": 0.0, "tokens_per_s": 0.0}

@@ -38,6 +38,20 @@ ROWS: dict[str, dict[str, Any]] = {
     "mnli": NLI,
     "boolq": {"question": "a", "passage": "b", "label": 1, "idx": 0},
     "cb": NLI,
+    "mnli_mismatched": NLI,
+    "copa": {"premise": "a", "choice1": "b", "choice2": "c", "question": "cause", "label": 1, "idx": 0},
+    "multirc": {"paragraph": "a", "question": "b", "answer": "c", "idx": {"paragraph": 0}, "label": 1},
+    "rte_super": {**NLI, "label": 1},
+    "wic": {"word": "w", "sentence1": "a", "sentence2": "b", "start1": 0, "end1": 1, "label": 1, "idx": 0},
+    "wsc": {"text": "a", "span1_index": 0, "span2_index": 3, "span1_text": "b", "span2_text": "it", "label": 0},
+    "record": {
+        "passage": "Anna and Bert met.\n@highlight\nBert left",
+        "query": "@placeholder was alone",
+        "entities": ["Anna", "Bert"],
+        "entity_spans": {"text": ["Anna", "Bert"], "start": [0, 9], "end": [4, 13]},
+        "answers": ["Bert", "Carl", "Anna"],
+        "idx": {"passage": 3, "query": 7},
+    },
     "squad": SQUAD,
     "squad_v2": {**SQUAD, "answers": {"text": [], "answer_start": []}},
     "conll2003": {**TAGGED, "pos_tags": [1, 2]},
@@ -45,6 +59,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "wmt14_en_de": {"translation": {"de": "a", "en": "b"}},
     "wmt16_ro_en": {"translation": {"ro": "a", "en": "b"}},
     "cnn_dailymail": {"article": "a", "highlights": "b", "id": "0"},
+}
+# data set -> text and text_pair, where they are made of several columns
+TEXTS = {
+    "copa": ("a What was the cause?", "b Or: c"),
+    "multirc": ("a", "b c"),
+    "wic": ("w: a", "b"),
+    "wsc": ("a", "it refers to b."),
 }
 FIRST_COLUMNS = {"multi30k": ("b", "a"), "wmt14_en_de": ("b", "a")}
 
@@ -88,11 +109,39 @@ def test_each_set_from_the_hub_equals_a_folder_of_its_files(
     assert fetched.test[7] == local.test[7]
     assert local.test[7]["sentence_id"] == 7
     assert fetched.source.startswith("hub:")
-    if local.task in ("translation", "classification") and name not in ("scitldr",):
+    if local.task in ("translation", "classification") and name not in TEXTS:
         first, second = FIRST_COLUMNS.get(name, ("a", "b"))
         row = local.test[0]
         assert row.get("source", row.get("text")) == first
         assert row.get("target", row.get("text_pair", second)) == second
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_made_of_columns(name: str) -> None:
+    make = DATA_SETS[name].from_hub
+    assert make is not None
+    text, text_pair = TEXTS[name]
+    assert make(ROWS[name]) == {"text": text, "text_pair": text_pair, "label": ROWS[name]["label"]}
+    lacking = {column: value for column, value in ROWS[name].items() if value not in ("a", "w", "b")}
+    with pytest.raises(ValueError, match="no such column of text; the columns are"):
+        make(lacking)
+
+
+def test_answers_of_record_stand_where_the_passage_has_them_first() -> None:
+    make = DATA_SETS["record"].from_hub
+    assert make is not None
+    row = make(ROWS["record"])
+    assert row["answers"] == {"text": ["Bert", "Anna"], "answer_start": [9, 0]}
+    assert row["id"] == "7"
+    assert make({**ROWS["record"], "answers": ["Carl"]})["answers"] == {"text": [], "answer_start": []}
+
+
+def test_a_question_of_copa_is_one_of_two() -> None:
+    make = DATA_SETS["copa"].from_hub
+    assert make is not None
+    assert make({**ROWS["copa"], "question": "effect"})["text"] == "a What was the effect?"
+    with pytest.raises(ValueError, match="question: 'why' is neither cause nor effect"):
+        make({**ROWS["copa"], "question": "why"})
 
 
 def test_xquad_is_split_by_article_from_the_hub_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
 from configs.schema import Config, load
 from configs.typed import ConfigError
 from scripts.testbed import rows
+from scripts.testbed.data import DATA_SETS, DataError
 from scripts.testbed.launch import Outcome, Run, compose
 from scripts.testbed.study import study
 from scripts.testbed.study.record import Record, Records
@@ -49,6 +51,75 @@ def run(config: Config, folder: Path) -> Outcome:
 
 def values(outcome: Outcome) -> dict[str, float]:
     return {f"{row.provider}/{row.metric}": row.value for row in outcome.rows}
+
+
+def roberta(folder: Path) -> Path:
+    """A tiny random RoBERTa with its own kind of tokenizer, in the library's format."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(SENTENCES, vocab_size=400, special_tokens=special)
+    folder.mkdir()
+    trained.save_model(str(folder))
+    RobertaTokenizerFast.from_pretrained(str(folder)).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    known = {"vocab_size": trained.get_vocab_size(), "max_position_embeddings": 80, "pad_token_id": 1}
+    RobertaModel(RobertaConfig(**sizes, **known, bos_token_id=0, eos_token_id=2)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["wnut17", "xquad"])
+def test_a_roberta_is_studied_like_a_bert(task: str, tmp_path: Path) -> None:
+    config = configured(
+        f"study.tasks=[{task}]",
+        f"data.root={folders(tmp_path / 'data')}",
+        f"model.pretrained={roberta(tmp_path / 'roberta')}",
+        "study.methods=[adamw,'omoe_input:alpha=1.0']",
+        "trainer.max_steps=5",
+    )
+    found = values(run(config, tmp_path))
+    assert found[f"adamw/{task}_variation_before"] == 0
+    assert found[f"omoe_input:alpha=1.0/{task}_change_cosine"] < 1
+    assert 0 < found[f"omoe_input:alpha=1.0/{task}_leftover"] <= 1
+    assert f"adamw/{task}_leftover" not in found
+
+
+def test_suites_are_all_of_their_sets() -> None:
+    assert study.data_sets(("sst2", "glue", "rte")) == (
+        *("sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "mnli_mismatched", "qnli", "rte", "wnli"),
+    )
+    for name in study.data_sets(("glue", "super_glue", "squad", "conll2003")):
+        assert DATA_SETS[name].hub is not None
+
+
+def test_a_set_that_cannot_be_had_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    config = dataclasses.replace(configured("study.tasks=[conll2003]"), smoke=False)
+    with pytest.raises(
+        DataError, match=r"data conll2003: hub:eriktks/conll2003 cannot be fetched.*Fix: data\.root=PATH"
+    ):
+        run(config, tmp_path)
+
+
+def test_the_first_runs_of_a_format_have_no_leftover(tmp_path: Path) -> None:
+    """Committed runs from before it was measured are read, and are not run again."""
+    config = configured("study.methods=[omoe]", "study.seeds=[0,1]", "trainer.max_steps=3")
+    first = values(run(config, tmp_path))
+    assert first["omoe/vader_movie_leftover"] < 1e-4
+    kept = sorted((tmp_path / "runs").rglob("*.json"))
+    for path in kept:
+        content = json.loads(path.read_text())
+        del content["finished"]["leftover"]
+        path.write_text(json.dumps(content))
+    second = values(run(config, tmp_path))
+    assert second == {name: value for name, value in first.items() if not name.endswith("_leftover")}
 
 
 @pytest.mark.parametrize("task", ["wnut17", "xquad"])
