@@ -18,8 +18,7 @@ from torch.utils import _pytree as pytree
 from fusion.graph import Kernel, Match, Trace, choose, replace, trace
 from fusion.graph.outside import outside_tensors
 from fusion.plan.chain import Chain
-from fusion.run.autograd import apply
-from fusion.run.executor import Execution, ExecutorFor
+from fusion.run.autograd import Execution, ExecutorFor, apply
 from fusion.run.executors import by_itself
 from fusion.run.planned import planned_executor
 

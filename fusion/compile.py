@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fusion.graph import Choice, Match, Symbols, choose, needs_gradient, replace_by_operator, simplify
 from fusion.plan.chain import Chain
-from fusion.run.executor import Execution
+from fusion.run.autograd import Execution
 from fusion.run.executors import DEFAULT, executors
 from fusion.run.form import form_of, of_sizes
 

@@ -17,7 +17,7 @@ from fusion.plan.prune import repeated_finish, split_softmax
 from fusion.plan.schedule import Schedule, schedule
 from fusion.reference import run
 from fusion.run.check import DTYPES
-from fusion.run.launch import launch
+from fusion.run.triton.launch import launch
 from tests.fusion.computed import ORDERS, in_another_order
 
 MAX_SIZE = 80

@@ -9,8 +9,8 @@ from fusion.emit.cpp.kernel import emit
 from fusion.plan.schedule import schedule
 from fusion.reference import run
 from fusion.run.check import DTYPES
-from fusion.run.instructions import this_machine
-from fusion.run.native import compile_together
+from fusion.run.cpp.instructions import this_machine
+from fusion.run.cpp.native import compile_together
 
 
 def compiled(cases, instructions=None, *, exact=False, save_lse=False):

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROOF = (
-    Path(__file__).parents[1] / "fusion" / "run" / "proof.py"
-)  # holds kernels against the reference, runs nothing by it
+PROOF = ROOT / "fusion" / "run" / "cpp" / "proof.py"  # holds kernels against the reference, runs nothing by it
 PACKAGES = ("moe_pipeline", "fusion", "omoe", "bliss")
 HOUSE = ("configs", "scripts", "tests")
 PACKAGE_FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

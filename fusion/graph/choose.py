@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from fusion.graph.bind import Match
 from fusion.graph.find import Decline, Found, find
-from fusion.run.executor import Execution
+from fusion.run.autograd import Execution
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ Source: our definition (MCFuser, arXiv:2506.22169, has no backward).
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, overload
 
 import torch
@@ -41,6 +42,20 @@ class Execute(Protocol):
     def __call__(
         self, chain: Chain, tensors: Mapping[str, Tensor], *, exact: bool = False, save_lse: Literal[True]
     ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a chain runs."""
+
+    execute: Execute
+    """Runs the chain, and those of its gradients; `apply` makes it differentiable."""
+    text: str
+    """What was chosen, for a person."""
+
+
+ExecutorFor = Callable[[Chain, frozenset[str], torch.device], Execution | str]
+"""A chain, the inputs that need a gradient, where its tensors are -> how it runs, or the reason why it does not."""
 
 
 def apply(chain: Chain, tensors: Mapping[str, Tensor], execute: Execute) -> Tensor:

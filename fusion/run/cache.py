@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.plan.prune import tile_sizes
-from fusion.run.files import write_whole
-from fusion.run.loader import cache_root
+from fusion.run.files import cache_root, write_whole
 from fusion.run.winner import Key, Winner, WinnerError, code_version, decode, encode, encode_key
 
 logger = logging.getLogger(__name__)

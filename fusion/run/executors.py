@@ -18,9 +18,8 @@ from torch import Tensor
 from fusion.plan.chain import Chain
 from fusion.plan.derived import GradientError
 from fusion.plan.gradient import Gradients, gradients
-from fusion.run.autograd import Execute
+from fusion.run.autograd import Execute, Execution, ExecutorFor
 from fusion.run.check import DTYPES
-from fusion.run.executor import Execution, ExecutorFor
 from fusion.run.form import of_sizes, read_form, sizes_of
 from fusion.run.planned import planned_executor
 

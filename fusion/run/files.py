@@ -1,11 +1,20 @@
-"""Files that a reader sees whole or not at all, whoever else writes them.
+"""Files between runs: where they lie, and how they are written so that a reader sees all of one or nothing.
 
 Source: not in the paper.
 """
 
+import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+
+
+def cache_root() -> Path:
+    """$XDG_CACHE_HOME/quartet/fusion, with ~/.cache where that is not set.
+
+    Source: the XDG base directory specification.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quartet" / "fusion"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from fusion.plan.chain import Chain
 from fusion.plan.device import load_device
-from fusion.run.cpu import cpp_executor
-from fusion.run.executor import Execution, ExecutorFor, triton_executor
+from fusion.run.autograd import Execution, ExecutorFor
+from fusion.run.cpp.executor import cpp_executor
+from fusion.run.triton.executor import triton_executor
 
 
 def planned_executor(
@@ -23,7 +24,7 @@ def planned_executor(
         device: What to plan for, as `load_device` takes it; None is the device of the tensors.
         cache_folder: Where winners are kept; None is `default_folder()`.
         compiled: How many candidates of a search on a CPU are compiled and measured: fewer are planned sooner, more
-            may run faster; None is fusion.run.cpu.COMPILED.
+            may run faster; None is fusion.run.cpp.executor.COMPILED.
 
     Returns:
         The function. With TRITON_INTERPRET=1 in the environment kernels for tensors on a CPU are Triton's too.

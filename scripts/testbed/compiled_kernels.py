@@ -9,7 +9,7 @@ from pathlib import Path
 from fusion.emit.triton import Kernel
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
-from fusion.run.resources import CompileError, Compilers, Resources
+from fusion.run.triton.resources import CompileError, Compilers, Resources
 
 
 class CompiledKernels:

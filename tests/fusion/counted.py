@@ -1,6 +1,6 @@
 """An executor that runs chains by their meaning, and counts what it was asked for and what it ran."""
 
-from fusion.run.executor import Execution
+from fusion.run.autograd import Execution
 from tests.fusion.executor import execute
 
 

@@ -13,7 +13,7 @@ from fusion.plan.prune import repeated_finish, split_softmax
 from fusion.plan.schedule import Schedule
 from fusion.plan.stages import operands
 from fusion.reference import run
-from fusion.run.launch import launch, launch_with_lse
+from fusion.run.triton.launch import launch, launch_with_lse
 from tests.fusion.computed import back, orders, shuffled
 
 EXACT = (torch.float64, torch.bool)

@@ -11,7 +11,7 @@ from fusion import hugging_face
 from fusion.compile import Backend
 from fusion.experts import feed_forward
 from fusion.plan.device import load_device
-from fusion.run import cpu
+from fusion.run.cpp import executor as cpu
 from fusion.run.executors import DEFAULT, executors
 from fusion.run.planned import planned_executor
 from moe_pipeline import FeedForwardExperts

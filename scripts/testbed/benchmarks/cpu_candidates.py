@@ -15,11 +15,11 @@ from fusion.plan.orientation import OrientationError
 from fusion.plan.schedule import Schedule
 from fusion.plan.space import search_space
 from fusion.run.cache import Cache
-from fusion.run.calibrate import this_cpu
-from fusion.run.cpu import CpuPlanner, measure_us
-from fusion.run.instructions import this_machine
-from fusion.run.native import compile_together
-from fusion.run.proof import draw_tensors
+from fusion.run.cpp.calibrate import this_cpu
+from fusion.run.cpp.executor import CpuPlanner, measure_us
+from fusion.run.cpp.instructions import this_machine
+from fusion.run.cpp.native import compile_together
+from fusion.run.cpp.proof import draw_tensors
 from scripts.testbed.benchmarks.fusion_estimates import draw
 
 logger = logging.getLogger(__name__)

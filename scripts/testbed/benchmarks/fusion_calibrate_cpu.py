@@ -2,7 +2,7 @@
 
 from configs.schema import Config
 from fusion.plan.device import Device
-from fusion.run.calibrate import keep, measure_cpu
+from fusion.run.cpp.calibrate import keep, measure_cpu
 from scripts.testbed import launch
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row

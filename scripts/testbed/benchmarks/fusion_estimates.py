@@ -11,7 +11,7 @@ from fusion.plan.footprint import pipeline, shared_bytes
 from fusion.plan.prune import SHARED_SLACK, loaded_operands, shared_estimate
 from fusion.plan.schedule import Schedule
 from fusion.plan.space import Space
-from fusion.run.resources import Resources
+from fusion.run.triton.resources import Resources
 from scripts.testbed.compiled_kernels import CompiledKernels
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fusion import Chain
 from fusion.emit.triton import emit
 from fusion.plan.gradient import Gradients, gradients
-from fusion.run.resources import Resources
+from fusion.run.triton.resources import Resources
 from scripts.testbed.benchmarks.fusion_winners import Winner
 from scripts.testbed.compiled_kernels import CompiledKernels
 

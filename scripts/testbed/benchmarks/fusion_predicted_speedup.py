@@ -15,7 +15,7 @@ from configs.schema import Config
 from fusion import Chain
 from fusion.plan.device import Device
 from fusion.plan.intensity import intensity
-from fusion.run.executor import LEAST_US
+from fusion.run.triton.executor import LEAST_US
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks import fusion_paper
 from scripts.testbed.benchmarks.fusion_plans import chains_on_devices, planned, unfused

@@ -18,7 +18,7 @@ from fusion import Chain
 from fusion.plan.device import Device
 from fusion.plan.schedule import Schedule
 from fusion.plan.space import search_space
-from fusion.run.resources import Compilers
+from fusion.run.triton.resources import Compilers
 from scripts.testbed import launch, plots
 from scripts.testbed.benchmarks.fusion_estimates import Estimate, draw, estimate, share
 from scripts.testbed.benchmarks.fusion_gradient_kernels import gradient_chains, saving

@@ -14,8 +14,8 @@ from fusion.plan.schedule import Schedule
 from fusion.plan.search import Measure
 from fusion.reference import run
 from fusion.run.check import DTYPES
-from fusion.run.launch import launch
-from fusion.run.resources import Resources
+from fusion.run.triton.launch import launch
+from fusion.run.triton.resources import Resources
 from scripts.testbed.benchmarks.fusion_plans import planned
 from scripts.testbed.compiled_kernels import CompiledKernels
 

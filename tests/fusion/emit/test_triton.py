@@ -29,7 +29,7 @@ from fusion.plan.expression import expressions
 from fusion.plan.prune import repeated_finish, split_softmax
 from fusion.plan.schedule import schedule
 from fusion.reference import run
-from fusion.run.launch import launch, launch_with_lse
+from fusion.run.triton.launch import launch, launch_with_lse
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # of numpy, where -inf is meant
 DTYPES = ("fp32", "fp16", "bf16")

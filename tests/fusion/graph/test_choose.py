@@ -2,7 +2,7 @@ import torch
 from torch.nn import functional
 
 from fusion.graph import choose, trace
-from fusion.run.executor import Execution
+from fusion.run.autograd import Execution
 from tests.fusion.executor import execute
 
 X, A, B = torch.randn(7, 6), torch.randn(6, 8), torch.randn(8, 6)

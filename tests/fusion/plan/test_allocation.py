@@ -13,7 +13,7 @@ from fusion.plan.allocation import allocated_bytes
 from fusion.plan.device import load_device
 from fusion.plan.schedule import Schedule, block, schedule
 from fusion.plan.space import search_space
-from fusion.run.resources import Compiler
+from fusion.run.triton.resources import Compiler
 
 GPUS = ("a100", "rtx3080", "h100", "mi300")
 GEMMS = gemm_chain(M=256, N=256, K=128, H=64, dtype="fp16")

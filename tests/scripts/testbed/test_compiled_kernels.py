@@ -7,7 +7,7 @@ from fusion.emit.triton import Kernel, emit
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device, load_device
 from fusion.plan.schedule import schedule
-from fusion.run.resources import CompileError, Compilers, Resources
+from fusion.run.triton.resources import CompileError, Compilers, Resources
 from scripts.testbed.compiled_kernels import CompiledKernels
 
 CHAIN = gemm_chain(M=64, N=64, K=64, dtype="fp16")

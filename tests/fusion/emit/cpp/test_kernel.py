@@ -18,8 +18,8 @@ from fusion.plan.orientation import OrientationError
 from fusion.plan.schedule import schedule
 from fusion.reference import run
 from fusion.run.check import DTYPES
-from fusion.run.instructions import this_machine
-from fusion.run.native import compile_together
+from fusion.run.cpp.instructions import this_machine
+from fusion.run.cpp.native import compile_together
 
 TILES = {"M": 32, "N": 48, "K": 16, "H": 32}
 CASES = [

@@ -11,7 +11,7 @@ from fusion.emit.triton import Kernel
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device, load_device
 from fusion.plan.schedule import schedule
-from fusion.run.resources import Compilers, Resources
+from fusion.run.triton.resources import Compilers, Resources
 from scripts.testbed.benchmarks import fusion_winners
 from scripts.testbed.benchmarks.fusion_winners import is_right, scaled, winner
 from scripts.testbed.compiled_kernels import CompiledKernels

@@ -8,7 +8,7 @@ from torch import Tensor
 from fusion.emit.triton import Kernel
 from fusion.plan.chain import Chain
 from fusion.run.check import DTYPES, check_tensors
-from fusion.run.loader import load
+from fusion.run.triton.loader import load
 
 LONGEST_TILE = 1024  # along one letter; a kernel counts in 32 bits inside a tile, in 64 from one to the next
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion.run import resources
+from fusion.run.triton import resources
 
 PROGRAM = Path(resources.__file__).with_name("compiler.py")
 COPY = """

@@ -12,7 +12,7 @@ from fusion import Chain, attention, mlp
 from fusion.emit.triton import Kernel
 from fusion.plan.device import load_device
 from fusion.run.check import DTYPES
-from fusion.run.signature import signature
+from fusion.run.triton.signature import signature
 
 CHAINS = {
     "even": attention(M=64, N=32, K=16, batch=2, heads=4, kv_heads=2, mask="MN", keep="ZN", dtype="fp16"),

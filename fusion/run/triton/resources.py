@@ -21,7 +21,7 @@ from typing import Any, Self
 from fusion.emit.triton import Kernel
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
-from fusion.run.signature import signature
+from fusion.run.triton.signature import signature
 
 PROGRAM = Path(__file__).with_name("compiler.py")
 REASON_LINES = 6

@@ -4,7 +4,7 @@ import torch
 from fusion import attention
 from fusion.plan.schedule import schedule
 from fusion.reference import run
-from fusion.run.proof import ProofError, draw_tensors, prove
+from fusion.run.cpp.proof import ProofError, draw_tensors, prove
 
 CHAIN = attention(M=512, N=512, K=64, heads=4, causal=True, keep="N")
 PLAN = schedule(CHAIN, "mn(k,h)", {"M": 16, "N": 16, "K": 64, "H": 64})

@@ -7,7 +7,7 @@ from triton.runtime.jit import JITFunction
 from fusion import gemm_chain
 from fusion.emit.triton import emit
 from fusion.plan.schedule import schedule
-from fusion.run.loader import kernel_folder, load
+from fusion.run.triton.loader import kernel_folder, load
 
 CHAIN = gemm_chain(M=16, N=16, K=16, H=16)
 
@@ -58,7 +58,7 @@ def test_processes_may_load_the_same_kernel_at_once(tmp_path):
 from fusion import gemm_chain
 from fusion.emit.triton import emit
 from fusion.plan.schedule import schedule
-from fusion.run.loader import load
+from fusion.run.triton.loader import load
 chain = gemm_chain(M=16, N=16, K=16, H=16)
 load(emit(chain, schedule(chain, "mhnk", dict.fromkeys("MNKH", 16))))
 """

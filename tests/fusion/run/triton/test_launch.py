@@ -7,7 +7,7 @@ from fusion import attention, gemm_chain
 from fusion.emit.triton import emit
 from fusion.plan.schedule import schedule
 from fusion.reference import run
-from fusion.run.launch import _check_strides, launch, launch_with_lse
+from fusion.run.triton.launch import _check_strides, launch, launch_with_lse
 
 CHAIN = gemm_chain(M=20, N=16, K=16, H=24)
 KERNEL = emit(CHAIN, schedule(CHAIN, "mhnk", dict.fromkeys("MNKH", 16)))

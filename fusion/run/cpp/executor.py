@@ -29,14 +29,13 @@ from fusion.plan.schedule import Schedule
 from fusion.plan.search import search
 from fusion.plan.space import SpaceError, search_space
 from fusion.plan.stages import Elementwise
-from fusion.run.autograd import apply
-from fusion.run.build import BuildError
+from fusion.run.autograd import Execution, ExecutorFor, apply
 from fusion.run.cache import Cache
-from fusion.run.calibrate import this_cpu
-from fusion.run.executor import Execution, ExecutorFor
-from fusion.run.instructions import this_machine
-from fusion.run.native import NativeKernel, compile_together
-from fusion.run.proof import ProofError, draw_tensors, prove
+from fusion.run.cpp.build import BuildError
+from fusion.run.cpp.calibrate import this_cpu
+from fusion.run.cpp.instructions import this_machine
+from fusion.run.cpp.native import NativeKernel, compile_together
+from fusion.run.cpp.proof import ProofError, draw_tensors, prove
 from fusion.run.unfused import run_unfused
 from fusion.run.winner import Key, Winner
 

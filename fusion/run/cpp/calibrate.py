@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from fusion.plan.device import Device, DeviceError, parse_device
-from fusion.run.build import load
-from fusion.run.files import write_whole
-from fusion.run.instructions import InstructionSet, this_machine
-from fusion.run.loader import cache_root
+from fusion.run.cpp.build import load
+from fusion.run.cpp.instructions import InstructionSet, this_machine
+from fusion.run.files import cache_root, write_whole
 
 logger = logging.getLogger(__name__)
 

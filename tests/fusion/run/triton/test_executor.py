@@ -9,11 +9,11 @@ from fusion import attention, gemm_chain, mlp
 from fusion.plan.device import FOLDER, load_device
 from fusion.plan.stages import Elementwise, MatMul
 from fusion.reference import run
-from fusion.run import executor as module
-from fusion.run.autograd import apply
+from fusion.run.autograd import Execution, apply
 from fusion.run.cache import Cache
 from fusion.run.check import DTYPES
-from fusion.run.executor import Execution, Planner, triton_executor
+from fusion.run.triton import executor as module
+from fusion.run.triton.executor import Planner, triton_executor
 from fusion.run.winner import Key
 
 CPU = torch.device("cpu")

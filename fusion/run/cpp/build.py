@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 import fusion.emit.cpp
-from fusion.run.instructions import InstructionSet
-from fusion.run.loader import cache_root
+from fusion.run.cpp.instructions import InstructionSet
+from fusion.run.files import cache_root
 
 HEADERS = Path(fusion.emit.cpp.__file__).parent / "include"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fopenmp", "-fno-math-errno", "-Wno-ignored-attributes", "-Wno-psabi")

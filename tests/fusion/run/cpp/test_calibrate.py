@@ -1,8 +1,8 @@
 import json
 
 from fusion.plan.device import parse_device
-from fusion.run import calibrate
-from fusion.run.calibrate import device_path, measure_cpu, this_cpu
+from fusion.run.cpp import calibrate
+from fusion.run.cpp.calibrate import device_path, measure_cpu, this_cpu
 
 
 def test_this_cpu_is_measured_once_and_kept(monkeypatch, tmp_path):

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from fusion.run import build
-from fusion.run.build import BuildError, load
-from fusion.run.instructions import InstructionSet
+from fusion.run.cpp import build
+from fusion.run.cpp.build import BuildError, load
+from fusion.run.cpp.instructions import InstructionSet
 
 PLAIN = InstructionSet("plain", ())
 ANSWER = 'extern "C" int answer() { return %d; }'
@@ -22,7 +22,7 @@ def test_a_library_is_compiled_once_and_loaded_by_other_processes(folder):
     assert load(ANSWER % 41, PLAIN).answer() == 41
     (path,) = folder.glob("*.so")
     before = path.stat().st_mtime_ns
-    code = f"from fusion.run.build import *; print(load({ANSWER % 41!r}, InstructionSet('plain', ())).answer())"
+    code = f"from fusion.run.cpp.build import *; print(load({ANSWER % 41!r}, InstructionSet('plain', ())).answer())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "41", done.stderr
     assert path.stat().st_mtime_ns == before

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from fusion.emit.triton import Kernel
+from fusion.run.files import cache_root
 
 
 def load(kernel: Kernel) -> Any:
@@ -38,14 +39,6 @@ def load(kernel: Kernel) -> Any:
     if qualified not in sys.modules:
         sys.modules[qualified] = _imported(qualified, _written(name, kernel.source))
     return getattr(sys.modules[qualified], kernel.name)
-
-
-def cache_root() -> Path:
-    """$XDG_CACHE_HOME/quartet/fusion, with ~/.cache where that is not set.
-
-    Source: the XDG base directory specification.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quartet" / "fusion"
 
 
 def kernel_folder() -> Path:

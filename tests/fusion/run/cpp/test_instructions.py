@@ -1,4 +1,4 @@
-from fusion.run.instructions import NEEDED, instruction_sets, this_machine
+from fusion.run.cpp.instructions import NEEDED, instruction_sets, this_machine
 
 
 def test_a_cpu_gets_what_it_says_that_it_has_and_nothing_else():

@@ -5,8 +5,7 @@ Source: MCFuser (arXiv:2506.22169), which plans when a model is compiled; gradie
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +24,13 @@ from fusion.plan.search import search
 from fusion.plan.space import SpaceError, search_space
 from fusion.plan.stages import Softmax
 from fusion.plan.traffic import traffic, unfused_bytes
-from fusion.run.autograd import Execute
+from fusion.run.autograd import Execution, ExecutorFor
 from fusion.run.cache import Cache
-from fusion.run.launch import launch, launch_with_lse
+from fusion.run.triton.launch import launch, launch_with_lse
 from fusion.run.winner import Key, Winner
 
 LEAST_US = 2.5  # assumed: what a kernel takes at least when it is started again and again, which the model leaves out
 INTERPRETED = "a100"  # what is planned for where Triton's interpreter runs kernels and no device is named
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a chain runs."""
-
-    execute: Execute
-    """Runs the chain, and those of its gradients; `fusion.run.autograd.apply` makes it differentiable."""
-    text: str
-    """What was chosen, for a person."""
-
-
-ExecutorFor = Callable[[Chain, frozenset[str], torch.device], Execution | str]
-"""A chain, the inputs that need a gradient, where its tensors are -> how it runs, or the reason why it does not."""
 
 
 def triton_executor(device: str | Path | None = None, cache_folder: str | Path | None = None) -> ExecutorFor:

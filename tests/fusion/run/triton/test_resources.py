@@ -11,8 +11,8 @@ from fusion import Chain, attention, gemm_chain
 from fusion.emit.triton import Kernel, emit
 from fusion.plan.device import load_device
 from fusion.plan.schedule import schedule
-from fusion.run import resources as module
-from fusion.run.resources import CompileError, Compiler, CompilerMissingError, Compilers, Resources, resources
+from fusion.run.triton import resources as module
+from fusion.run.triton.resources import CompileError, Compiler, CompilerMissingError, Compilers, Resources, resources
 
 GPUS = ("a100", "rtx3080", "h100", "mi300")
 PRODUCT = gemm_chain(M=256, N=256, K=256, dtype="fp16")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fusion.emit.cpp.kernel import Kernel
 from fusion.plan.chain import Chain
-from fusion.run.build import load
 from fusion.run.check import DTYPES, check_tensors
-from fusion.run.instructions import InstructionSet
+from fusion.run.cpp.build import load
+from fusion.run.cpp.instructions import InstructionSet
 
 ALIGNMENT = 64  # bytes of a line of the cache
 MAX_CALLS = 256  # whose preparation is kept: shapes may change with every call

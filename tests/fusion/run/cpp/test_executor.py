@@ -5,13 +5,12 @@ from closeness import assert_all_close
 from fusion import attention, gemm_chain, mlp
 from fusion.plan.device import load_device
 from fusion.reference import run
-from fusion.run import cpu as module
-from fusion.run.autograd import apply
-from fusion.run.build import BuildError
+from fusion.run.autograd import Execution, apply
 from fusion.run.check import DTYPES
-from fusion.run.cpu import cpp_executor, measure_us, of_threads
-from fusion.run.executor import Execution
-from fusion.run.proof import ProofError
+from fusion.run.cpp import executor as module
+from fusion.run.cpp.build import BuildError
+from fusion.run.cpp.executor import cpp_executor, measure_us, of_threads
+from fusion.run.cpp.proof import ProofError
 
 CPU = torch.device("cpu")
 
