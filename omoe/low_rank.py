@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 LEAST_ROOM = 8
+RAISES = 4
+"""How often a matrix is raised that rounding has made negative, by 16 times as much each time."""
 
 
 def num_columns(rank: int) -> int:
@@ -64,8 +66,31 @@ def factors(columns_EIW: Tensor, *, alpha: float) -> Tensor:
     """
     inner_EWW = columns_EIW.mT @ columns_EIW
     inner_EWW.diagonal(dim1=1, dim2=2).add_(alpha)
-    root_EWW = torch.linalg.cholesky(inner_EWW)
+    root_EWW = positive_root(inner_EWW, columns_EIW.square().sum((1, 2)))
     return torch.linalg.solve_triangular(root_EWW.mT, columns_EIW, upper=True, left=False)
+
+
+def positive_root(inner_EWW: Tensor, size_E: Tensor) -> Tensor:
+    """Cholesky factors of Gram matrices plus alpha, which rounding may have left below zero where alpha is too small.
+
+    There alpha is taken to be what the dtype holds beside the columns' length.
+
+    Args:
+        inner_EWW: The matrices, positive but for rounding.
+        size_E: Squared length of the columns they were made of.
+
+    Raises:
+        RuntimeError: A matrix is negative by more than rounding.
+
+    Source: not in the paper.
+    """
+    for power in range(1, RAISES + 1):
+        root_EWW, failed_E = torch.linalg.cholesky_ex(inner_EWW)
+        if not failed_E.any():
+            return root_EWW
+        least_E = torch.where(failed_E > 0, torch.finfo(inner_EWW.dtype).eps * 16.0**power * size_E, 0)
+        inner_EWW = inner_EWW + torch.diag_embed(least_E[:, None].expand(inner_EWW.shape[:2]))
+    return torch.linalg.cholesky(inner_EWW)
 
 
 def removed_by_factors(step_EOI: Tensor, factor_JIW: Tensor, share_EJ: Tensor) -> Tensor:

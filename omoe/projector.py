@@ -50,12 +50,21 @@ def refreshed(projector_EII: Tensor, seen_EIM: Tensor, *, alpha: float) -> Tenso
         seen_EIM: Mean inputs R to take in.
         alpha: OWM's constant, in squared units of a mean input.
 
+    Raises:
+        RuntimeError: Rounding is larger than alpha beside such inputs.
+
     Source: OWM (arXiv:1810.01256), recursion (M = 1); the block form is the same identity of Woodbury.
     """
     gain_EIM = projector_EII @ seen_EIM
     inner_EMM = seen_EIM.mT @ gain_EIM
     inner_EMM.diagonal(dim1=1, dim2=2).add_(alpha)
-    root_EMM = torch.linalg.cholesky(inner_EMM)
+    root_EMM, failed_E = torch.linalg.cholesky_ex(inner_EMM)
+    if failed_E.any():
+        raise RuntimeError(
+            f"alpha={alpha:g}: {projector_EII.dtype} cannot hold a projector with so small an alpha beside mean inputs "
+            f"whose squared length is up to {float(seen_EIM.square().sum(1).max()):.3g} (where alpha decays, they are "
+            "longer by as much); raise alpha, or set a rank, which holds any"
+        )
     scaled_EMI = torch.linalg.solve_triangular(root_EMM, gain_EIM.mT, upper=False)
     return torch.baddbmm(projector_EII, scaled_EMI.mT, scaled_EMI, alpha=-1)
 

@@ -1,10 +1,11 @@
+import pytest
 import torch
 from closeness import assert_equal_up_to_rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from omoe.low_rank import appended, error_bound, factors, num_columns, removed_by_factors
+from omoe.low_rank import appended, error_bound, factors, num_columns, positive_root, removed_by_factors
 from omoe.projector import complements, others_share, refreshed, removed_by_others
 
 E, D, OUTPUTS = 3, 24, 5
@@ -72,3 +73,23 @@ def test_steps_lose_what_the_exact_projectors_take_out() -> None:
 def test_without_inputs_exactly_nothing_is_taken_out() -> None:
     factor_EIW = factors(torch.zeros(E, D, 10), alpha=1.0)
     assert not removed_by_factors(torch.randn(E, OUTPUTS, D), factor_EIW, torch.ones(E, E)).any()
+
+
+def test_columns_that_depend_on_each_other_are_no_obstacle_at_a_tiny_alpha() -> None:
+    columns_EIW = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0))
+    many_EIW = torch.cat([columns_EIW, columns_EIW * 1e3, columns_EIW.flip(2)], dim=2)
+    factor_EIW = factors(many_EIW, alpha=1e-8)
+    kept_EIW = columns_EIW - factor_EIW @ (factor_EIW.mT @ columns_EIW)
+    assert kept_EIW.norm() < 1e-2 * columns_EIW.norm()
+
+
+def test_roots_are_choleskys_unless_rounding_has_left_them_none() -> None:
+    inner_EWW = torch.eye(2).repeat(3, 1, 1)
+    assert torch.equal(positive_root(inner_EWW, torch.ones(3)), torch.linalg.cholesky(inner_EWW))
+    inner_EWW[1, 1, 1] = -1e-6
+    root_EWW = positive_root(inner_EWW, torch.ones(3))
+    assert torch.equal(root_EWW[[0, 2]], torch.linalg.cholesky(inner_EWW[[0, 2]]))
+    assert_equal_up_to_rounding("nearly", root_EWW[1] @ root_EWW[1].T, inner_EWW[1], roundings=1024)
+    inner_EWW[1, 1, 1] = -1.0
+    with pytest.raises(RuntimeError, match="positive-definite"):
+        positive_root(inner_EWW, torch.ones(3))

@@ -119,3 +119,10 @@ def test_symmetrised_is_symmetric_and_idempotent() -> None:
     once_EII = symmetrised(torch.randn(E, D, D))
     assert torch.equal(once_EII, once_EII.mT)
     assert torch.equal(symmetrised(once_EII), once_EII)
+
+
+def test_an_alpha_that_rounding_drowns_is_named() -> None:
+    means_SEI = torch.cat([mean_inputs(seed, dtype=torch.float32) for seed in range(60)]) + 1
+    with pytest.raises(RuntimeError, match=r"alpha=1e-08: torch\.float32 cannot hold .*raise alpha, or set a rank"):
+        run(means_SEI, "union", 1e-8)
+    assert run(means_SEI, "union", 1e-2).isfinite().all()
