@@ -24,6 +24,9 @@ class StudySection:
     """Which rows are scored: settings are chosen on valid, and reported on test."""
     frozen_layers: int = 4
     """Lower encoder layers that are not trained; their outputs, without dropout, are computed once."""
+    features_gb: float = 4.0
+    """Most memory for those outputs of one split, in GB; where they need more, they are computed batch by batch, in
+    every run again."""
     steps: dict[str, int] = field(default_factory=dict)
     """Optimizer steps by task, where they are not trainer.max_steps."""
     learning_rates: dict[str, float] = field(default_factory=dict)
@@ -37,7 +40,7 @@ class StudySection:
     """Tokens of valid that are sent to every expert to measure how different they are."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "frozen_layers")
+        at_least(self, 0, "frozen_layers", "features_gb")
         at_least(self, 2, "held_out_tokens")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if not values or len(set(values)) != len(values):

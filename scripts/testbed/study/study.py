@@ -144,6 +144,7 @@ class Task:
                 encode(self.data, getattr(self.data, split), self._tokenizer, max_length=config.model.max_length),
                 pad_id=self._tokenizer.pad_token_id,
                 bf16=bf16,
+                max_bytes=study.features_gb * 1e9,
             )
             for split in ("train", "valid", "test")
             if split in ("train", "valid", study.split)

@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from closeness import assert_equal_up_to_rounding
 
 from configs.schema import Config, load
 from configs.typed import ConfigError
@@ -186,6 +187,17 @@ def test_methods_start_alike_and_differ_by_what_they_are(tmp_path: Path) -> None
     assert losses["adamw"][:2] == losses["omoe"][:2] == losses["same_length"][:2]
     assert losses["adamw"][0] == losses["expert_lr:factor=0.1"][0] == losses["output_orthogonality"][0]
     assert len({tuple(loss) for loss in losses.values()}) == 5
+
+
+def test_outputs_that_do_not_fit_are_computed_when_they_are_read(tmp_path: Path) -> None:
+    config = configured("study.methods=[adamw,omoe]", "trainer.max_steps=3", "trainer.precision=fp32")
+    kept = values(run(config, tmp_path / "kept"))
+    study_section = dataclasses.replace(config.study, features_gb=0.0)
+    read = values(run(dataclasses.replace(config, study=study_section), tmp_path / "read"))
+    assert read.keys() == kept.keys()
+    for name in ("adamw/vader_movie_variation", "omoe/vader_movie_change_size"):
+        pair = torch.tensor([[read[name]], [kept[name]]])
+        assert_equal_up_to_rounding(name, pair[0], pair[1], roundings=2**16)  # other paddings, three steps of AdamW
 
 
 def test_a_study_leaves_the_random_stream_alone(tmp_path: Path) -> None:
