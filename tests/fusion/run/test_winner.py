@@ -53,14 +53,16 @@ def test_keys_of_one_structure_differ_in_sizes_and_numbers():
     assert Key.of(CHAIN, "y").structure != structure
 
 
-def test_the_version_is_that_of_the_sources(monkeypatch, tmp_path):
+@pytest.mark.parametrize("source", ["rules.py", "device.json", "include/product.h"])
+def test_the_version_is_that_of_the_sources(source, monkeypatch, tmp_path):
     assert re.fullmatch("[0-9a-f]{16}", code_version())
     assert code_version.__wrapped__() == code_version()
-    (tmp_path / "plan").mkdir()
-    (tmp_path / "plan" / "rules.py").write_text("a = 1")
+    path = tmp_path / "plan" / source
+    path.parent.mkdir(parents=True)
+    path.write_text("a = 1")
     monkeypatch.setattr(module, "__file__", str(tmp_path / "run" / "winner.py"))
     first = code_version.__wrapped__()
-    (tmp_path / "plan" / "rules.py").write_text("a = 2")
+    path.write_text("a = 2")
     assert code_version.__wrapped__() != first != code_version()
 
 
