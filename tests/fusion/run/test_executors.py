@@ -54,7 +54,7 @@ def test_a_forked_process_may_plan_while_its_parent_did(counted):
 
 
 def test_where_nothing_runs_torch_does_and_says_so_once(caplog):
-    executors.add("refuses", Executor(lambda chain, needs: "never"))
+    executors.add("refuses", Executor(lambda chain, needs: "never, and said by this test alone"))
     a, b, d = drawn()
     with caplog.at_level("INFO", logger="fusion"):
         for _ in range(3):
@@ -62,7 +62,7 @@ def test_where_nothing_runs_torch_does_and_says_so_once(caplog):
             output = call_chain(form_of(CHAIN), (a, b, d), "refuses")
             assert_equal_up_to_rounding("output", output, torch.relu(a @ b) @ d, roundings=16)
     assert len(caplog.records) == 1
-    assert "fp32: never; torch runs it" in caplog.text
+    assert "fp32: never, and said by this test alone; torch runs it" in caplog.text
 
 
 @pytest.mark.parametrize(
