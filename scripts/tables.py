@@ -16,8 +16,8 @@ from scripts.testbed.report import figure
 from scripts.testbed.rows import REPOSITORY, RESULTS, RecordedRow, read_rows
 
 MARKER = re.compile(r"(<!-- table: (?P<name>[\w/]+)(?: only: (?P<only>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
-RUNS_MARKER = re.compile(
-    r"(<!-- runs: (?P<name>[\w/]+) columns: (?P<columns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL
+METHODS_MARKER = re.compile(
+    r"(<!-- (?P<kind>runs|methods): (?P<name>[\w/]+) columns: (?P<columns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 HEADERS = ("Provider", "Figure", "Paper", "Ours", "Unit", "Kind", "Hardware", "Commit")
 
@@ -47,7 +47,8 @@ def regenerate(text: str, *, rows: Sequence[RecordedRow]) -> str:
     Args:
         text: The page, with `<!-- table: <experiment> -->` and `<!-- end -->` around each table. Of an experiment with
             many rows, `<!-- table: <experiment> only: <pattern> <pattern> -->` shows those whose `provider/metric`
-            matches a pattern, as in a shell.
+            matches a pattern, as in a shell. `<!-- runs: <experiment> columns: <metric> <metric> -->` is a line per
+            method with the mean over its seeds, `methods:` instead of `runs:` one where rows hold such means.
         rows: All committed rows.
 
     Raises:
@@ -66,13 +67,14 @@ def regenerate(text: str, *, rows: Sequence[RecordedRow]) -> str:
         shown = [row for row in own if any(fnmatchcase(f"{row.provider}/{row.metric}", p) for p in patterns)]
         return f"{match[1]}{table(shown)}{match[4]}"
 
-    def replace_runs(match: re.Match[str]) -> str:
+    def replace_methods(match: re.Match[str]) -> str:
         own = [row for row in rows if row.experiment == match["name"]]
         if not own:
             raise ValueError(f"README.md: no rows of {match['name']} in scripts/results; make them with record=true")
-        return f"{match[1]}{runs_table(own, match['columns'].split())}{match[4]}"
+        write = runs_table if match["kind"] == "runs" else methods_table
+        return f"{match[1]}{write(own, match['columns'].split())}{match[5]}"
 
-    return RUNS_MARKER.sub(replace_runs, MARKER.sub(replace, text))
+    return METHODS_MARKER.sub(replace_methods, MARKER.sub(replace, text))
 
 
 def runs_table(rows: Sequence[RecordedRow], columns: Sequence[str]) -> str:
@@ -85,17 +87,54 @@ def runs_table(rows: Sequence[RecordedRow], columns: Sequence[str]) -> str:
     Raises:
         ValueError: For a column that no row has.
     """
+    lines = []
+    for method, own in _by_method(rows, columns).items():
+        cells = [mean_and_deviation([row.value for row in own if row.metric == column]) for column in columns]
+        lines.append((method, str(len({row.seed for row in own})), *cells))
+    return _with_sources(("Method", "Seeds", *columns), lines, rows)
+
+
+def methods_table(rows: Sequence[RecordedRow], columns: Sequence[str]) -> str:
+    """A Markdown table of a comparison whose rows are means already: one line per method that has a column's metric.
+
+    Args:
+        rows: The rows of one experiment, at most one of a method (its provider) and a metric.
+        columns: Metrics to show.
+
+    Raises:
+        ValueError: For a column that no row has.
+    """
+    lines = []
+    for method, own in _by_method(rows, columns).items():
+        found = {row.metric: row for row in own}
+        cells = [_value(found[column]) if column in found else "-" for column in columns]
+        if any(column in found for column in columns):
+            lines.append((method, *cells))
+    shown = [row for row in rows if row.metric in columns]
+    return _with_sources(("Method", *columns), lines, shown)
+
+
+def _by_method(rows: Sequence[RecordedRow], columns: Sequence[str]) -> dict[str, list[RecordedRow]]:
     for column in columns:
         if not any(row.metric == column for row in rows):
             raise ValueError(f"README.md: no row of {rows[0].experiment} has the metric {column!r}")
-    lines = ["| " + " | ".join(("Method", "Seeds", *columns)) + " |", "|" + " --- |" * (len(columns) + 2)]
-    for method in dict.fromkeys(row.provider for row in rows):
-        own = [row for row in rows if row.provider == method]
-        cells = [mean_and_deviation([row.value for row in own if row.metric == column]) for column in columns]
-        lines.append("| " + " | ".join((method, str(len({row.seed for row in own})), *cells)) + " |")
-    sources = sorted({(row.device, row.commit) for row in rows})
-    where = "; ".join(f"{device} at {commit}" for device, commit in sources)
-    return "\n".join(lines) + f"\n\nMeasured on {where}.\n"
+    return {
+        method: [row for row in rows if row.provider == method] for method in dict.fromkeys(r.provider for r in rows)
+    }
+
+
+def _with_sources(headers: Sequence[str], lines: Sequence[Sequence[str]], rows: Sequence[RecordedRow]) -> str:
+    text = ["| " + " | ".join(cells) + " |" for cells in (headers, *lines)]
+    text.insert(1, "|" + " --- |" * len(headers))
+    where = "; ".join(f"{device} at {commit}" for device, commit in sorted({(row.device, row.commit) for row in rows}))
+    return "\n".join(text) + f"\n\nMeasured on {where}.\n"
+
+
+def _value(row: RecordedRow) -> str:
+    if row.low is None:
+        return figure(row.value)
+    dash = " to " if row.low < 0 else "-"
+    return f"{figure(row.value)} ({figure(row.low)}{dash}{figure(row.high)})"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -111,7 +150,7 @@ def table(rows: Sequence[RecordedRow]) -> str:
     lines = ["| " + " | ".join(HEADERS) + " |", "|" + " --- |" * len(HEADERS)]
     for row in rows:
         known = paper.get(f"{row.provider}/{row.metric}")
-        value = figure(row.value) if row.low is None else f"{figure(row.value)} ({figure(row.low)}-{figure(row.high)})"
+        value = _value(row)
         cells = (
             row.provider,
             row.metric,

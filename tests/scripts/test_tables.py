@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.tables import regenerate, runs_table, table
+from scripts.tables import methods_table, regenerate, runs_table, table
 from scripts.testbed.rows import REPOSITORY, RecordedRow
 
 ROW = RecordedRow(
@@ -50,6 +50,22 @@ def test_runs_of_several_seeds_become_a_mean_with_a_deviation() -> None:
         runs_table(seeds, ["bleu_seen"])
     with pytest.raises(ValueError, match="no rows of quartet/demo"):
         regenerate(page, rows=[])
+
+
+def test_rows_that_are_means_already_become_a_line_per_method() -> None:
+    ranged = dataclasses.replace(ROW, metric="vs_dense", value=0.5, low=-0.25, high=0.75)
+    other = dataclasses.replace(ROW, provider="dense", value=30.0)
+    elsewhere = dataclasses.replace(ROW, provider="cost", metric="seconds", commit="def")
+    page = PAGE.replace("table: quartet/demo", "methods: quartet/demo columns: bleu vs_dense")
+    written = regenerate(page, rows=[ROW, ranged, other, elsewhere])
+    assert "| Method | bleu | vs_dense |" in written
+    assert "| moe | 31.2 | 0.5 (-0.25 to 0.75) |" in written
+    assert "| dense | 30.0 | - |" in written
+    assert "cost" not in written
+    assert "Measured on a CPU at abc.\n" in written
+    assert regenerate(written, rows=[ROW, ranged, other, elsewhere]) == written
+    with pytest.raises(ValueError, match="no row of quartet/demo has the metric 'chrf'"):
+        methods_table([ROW], ["chrf"])
 
 
 def test_a_marker_without_rows_is_an_error() -> None:
