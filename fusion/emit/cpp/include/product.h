@@ -64,6 +64,7 @@ __attribute__((always_inline)) inline void step_of(V (&sums)[MR][NV], const floa
 // whose code is the longest; shorter ones lose by it.
 constexpr int WIDEST = 4, TOGETHER = 4;
 
+// What is there already is added to the sums at the end: sums of tiles' sums round less than one long sum.
 template <int MR, int NV, bool MASKED>
 __attribute__((noinline)) void block(const float* x, int64_t row, int64_t next, const float* y, int64_t step, Mask last,
                                      float* c, int64_t ldc, int64_t depth, bool add) {
@@ -71,7 +72,7 @@ __attribute__((noinline)) void block(const float* x, int64_t row, int64_t next, 
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sums[r][v] = add ? load(c + r * ldc + v * W) : splat(0.0f);
+    for (int v = 0; v < NV; ++v) sums[r][v] = splat(0.0f);
   int64_t k = 0;
   if constexpr (NV == WIDEST && !MASKED)
     if (next == 1 && step == NV * W)
@@ -83,7 +84,8 @@ __attribute__((noinline)) void block(const float* x, int64_t row, int64_t next, 
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) store(c + r * ldc + v * W, sums[r][v]);
+    for (int v = 0; v < NV; ++v)
+      store(c + r * ldc + v * W, add ? load(c + r * ldc + v * W) + sums[r][v] : sums[r][v]);
 }
 
 // Which part of a product a causal mask leaves: row r takes part in what is before r + offset.

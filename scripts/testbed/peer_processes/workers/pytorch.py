@@ -52,7 +52,7 @@ def tensors(problem: Problem) -> dict[str, Tensor]:
     Args:
         problem: What to compute.
     """
-    return {name: torch.from_numpy(x).to(DTYPES[problem.dtype]) for name, x in problem.inputs().items()}
+    return {name: torch.from_numpy(x).to(DTYPES[problem.dtype], copy=True) for name, x in problem.inputs().items()}
 
 
 def loaded(function: Function, problem: Problem) -> Loaded:
