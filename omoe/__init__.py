@@ -6,7 +6,7 @@ expert inputs -> projectors -> base step -> projected step
     schedule.py     accumulating and orthogonal phases
     spread.py       experts spread over ranks
     experts.py      which parameters of a model are experts' linears
-    inputs.py       mean inputs of experts, observed by hooks
+    inputs.py       mean inputs of experts, observed by hooks, or mean rows of weights and gradients
     projector.py    space=input: projectors from mean inputs, and the others' projector
     low_rank.py     the same with a few columns instead of a square matrix
     start.py        space=update: the weights before the first step, in three bytes each

@@ -6,13 +6,14 @@ from typing import Literal, get_args
 
 Space = Literal["update", "input"]
 Combine = Literal["mean", "load", "product", "union"]
+Source = Literal["inputs", "weights", "gradients"]
 Side = Literal["input", "output"]
 Linears = Literal["both", "up", "down"]
 Projects = Literal["step", "gradient"]
 Control = Literal["none", "length", "random", "own"]
 
 INPUT_ONLY = (
-    "alpha", "alpha_decay", "alpha_steps", "side", "combine", "refresh_in_orthogonal", "rank", "forgetting",
+    "alpha", "alpha_decay", "alpha_steps", "source", "side", "combine", "refresh_in_orthogonal", "rank", "forgetting",
 )  # fmt: skip
 
 
@@ -44,12 +45,17 @@ class OMoEConfig:
     count more. Only for space=input."""
     alpha_steps: int | None = None
     """Steps over which that progress goes from 0 to 1, where it stays; needed where alpha_decay is not 1."""
+    source: Source = "inputs"
+    """Whose mean an expert's projector takes in: the inputs of its tokens, the rows of its weight as the step leaves
+    it, or those of its gradient as the step finds it, where a gradient of zero counts as no tokens. For the last two
+    read "mean row" for "mean input" here and elsewhere. Not in the paper. Only for space=input."""
     side: Side = "input"
     """Whether a step loses directions of the others' mean inputs (U Q), or of their linears' mean outputs, biases
-    included (Q U), for linears whose outputs leave a module. Only for space=input."""
+    included (Q U), for linears whose outputs leave a module; of weights and gradients, the mean column. Only for
+    space=input."""
     combine: Combine = "mean"
-    """Others' projector: their mean, their mean weighted by tokens so far, their product in the order of the experts,
-    or that of their union. Only space=input."""
+    """Others' projector: their mean, their mean weighted by tokens so far (source=inputs alone counts any), their
+    product in the order of the experts, or that of their union. Only for space=input."""
     rank: int | None = None
     """Columns that are kept of every projector, which bounds its memory; None keeps it exact. Only for space=input."""
     refresh_in_orthogonal: bool = True
@@ -64,6 +70,7 @@ class OMoEConfig:
         """Check every field."""
         for name, choices in (
             ("space", Space),
+            ("source", Source),
             ("side", Side),
             ("combine", Combine),
             ("linears", Linears),
@@ -85,6 +92,11 @@ class OMoEConfig:
             )
         if self.forgetting < 1 and self.rank is not None:
             raise ValueError(f"forgetting={self.forgetting!r} with rank={self.rank}: set rank=None, or forgetting=1.0")
+        if self.combine == "load" and self.source != "inputs":
+            raise ValueError(
+                f"combine='load' with source={self.source!r}, which counts no tokens: accepted are mean, product and "
+                "union, or source='inputs'"
+            )
         if not isinstance(self.refresh_in_orthogonal, bool):
             raise ValueError(f"refresh_in_orthogonal={self.refresh_in_orthogonal!r}: give True or False")
         if self.space == "update":

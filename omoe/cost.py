@@ -92,6 +92,9 @@ def _linear(linear: ExpertLinear, config: OMoEConfig, *, copies: bool) -> Cost:
         applied *= num_experts
     refresh_bytes = 2 * state_bytes if config.rank is None else num_experts * width * FLOAT_BYTES
     refresh_flops = 4 * num_experts * width * columns if config.rank is None else 0
+    if config.source != "inputs":  # all of it is read for its mean row
+        refresh_bytes += weight_bytes
+        refresh_flops += step_values
     traffic = state_bytes + 3 * step_values * FLOAT_BYTES + 3 * weight_bytes
     return Cost(
         state_bytes=state_bytes + num_experts * (2 * FLOAT_BYTES + torch.int64.itemsize),

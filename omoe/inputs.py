@@ -1,6 +1,9 @@
-"""Mean input of every expert's linear between two steps, or its mean output, observed by forward hooks.
+"""What projectors take in of every expert's linear.
 
-Shapes: E experts, I input features (or output features, where outputs are observed), R rows (tokens of all experts,
+That is its mean input between two steps, or its mean output, observed by forward hooks; or the mean row, or column, of
+its weight or its gradient, which need none.
+
+Shapes: E experts, I input features (or output features, with side=output), R rows (tokens of all experts,
 sorted by expert).
 """
 
@@ -12,21 +15,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from omoe.config import Side
+from omoe.config import OMoEConfig, Side
 from omoe.experts import ExpertLinear
 
 
 @dataclass(frozen=True)
 class MeanInput:
-    """What one expert linear saw since the last call of `MeanInputs.take`.
+    """What one expert linear saw since the last call of `MeanInputs.take`, or what `mean_rows` found.
 
     Source: our definition, section 4, item 1.
     """
 
     mean_EI: Tensor
-    """Mean input of every expert in float32; zero for an expert without tokens."""
+    """Mean input of every expert in float32; zero for an expert without tokens or gradient, which leaves P as it is."""
     num_tokens_E: Tensor
-    """Tokens of every expert, int64."""
+    """Tokens of every expert, int64; zero where weights or gradients are the source."""
 
 
 class MeanInputs:
@@ -143,6 +146,25 @@ class MeanInputs:
             self._sums[linear.name] = torch.zeros(linear.num_experts, self._width(linear), device=device)
             self._counts[linear.name] = torch.zeros(linear.num_experts, dtype=torch.int64, device=device)
         return self._sums[linear.name], self._counts[linear.name]
+
+
+@torch.no_grad()
+def mean_rows(linear: ExpertLinear, config: OMoEConfig) -> MeanInput:
+    """The mean row (I) of every expert's weight or gradient as it is now, in the place of a mean input.
+
+    Args:
+        linear: Whose; a gradient that is missing is zero.
+        config: Which of the two is the source; side=output takes the mean column (O), in the place of a mean output.
+
+    Source: our definition, section 4.1, source of the subspace (weight rows; gradients); not in the paper.
+    """
+    means = []
+    for parameter in linear.parameters:
+        matrix = parameter if config.source == "weights" else parameter.grad
+        matrix = torch.zeros_like(parameter) if matrix is None else matrix
+        means.append(matrix.mean(-2 if config.side == "input" else -1, dtype=torch.float32))
+    num_tokens_E = torch.zeros(linear.num_experts, dtype=torch.int64, device=means[0].device)
+    return MeanInput(torch.stack(means).view(linear.num_experts, -1), num_tokens_E)
 
 
 def _rows(linear: ExpertLinear, inputs: tuple[object, ...], width: int) -> Tensor:

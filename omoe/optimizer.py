@@ -17,7 +17,7 @@ from omoe.control import along_own, random_like, seed_of, shortened
 from omoe.cost import Cost, cost
 from omoe.experts import ExpertLinear, equal_experts, expert_weights, select_linears
 from omoe.input_space import others_trace, rank_error, refresh, removed
-from omoe.inputs import MeanInputs
+from omoe.inputs import MeanInput, MeanInputs, mean_rows
 from omoe.leftover import left_in_changes, left_in_inputs
 from omoe.schedule import Cycles, Schedule
 from omoe.spread import ExpertGroup
@@ -38,7 +38,8 @@ class OMoE(Optimizer):
         expert_linears: From `find_expert_linears`; those that `config.linears` names are projected.
         config: Every choice of the method.
         process_group: For space=input with data-parallel ranks: the ranks that hold copies of these experts; their
-            mean inputs are averaged over it. space=update needs none: equal weights give equal projections.
+            mean inputs are averaged over it. Any other source, and space=update, needs none: equal weights and
+            gradients give equal projections.
         expert_group: Where experts are spread: the ranks over which one copy of all experts lies, each with as many, in
             the order of the ranks. What the others' projectors need travels in every orthogonal step.
         schedule: The phases; None takes the config's cycles.
@@ -48,8 +49,8 @@ class OMoE(Optimizer):
     Raises:
         TypeError: base is no torch optimizer.
         ValueError: An expert linear is alone, nameless among others, not held by base or without modules to observe
-            (space=input); there is none; base has an unknown kind of weight decay; there are ranks but no group
-            (space=input).
+            (source=inputs of space=input); there is none; base has an unknown kind of weight decay; there are ranks but
+            no group (the same).
 
     Source: OMoE (arXiv:2310.09762) for the phases and the base optimizer; our definition, section 4, for the rest.
     """
@@ -82,7 +83,7 @@ class OMoE(Optimizer):
         super().__init__([dict(group) for group in base.param_groups], base.defaults)
         self._share_with_base()
         self.inputs: MeanInputs | None = None
-        if config.space == "input":
+        if config.space == "input" and config.source == "inputs":
             _check_process_group(process_group)
             self.inputs = MeanInputs(self.expert_linears, process_group=process_group, side=config.side)
 
@@ -104,22 +105,29 @@ class OMoE(Optimizer):
             What the base optimizer returns.
 
         Raises:
-            RuntimeError: space=input, and an expert linear has gradients although no forward of it was observed.
+            RuntimeError: Inputs are the source, and an expert linear has gradients although no forward of it was
+                observed.
+            ValueError: There is a closure, and the gradient is needed before the base makes it.
 
         Source: our definition, section 4, pseudo-code.
         """
         if not self.linear_state:
             self.linear_state = {linear.name: initial_state(linear, self.config) for linear in self.expert_linears}
+        gradients: dict[str, MeanInput] = {}
+        if self.config.source == "gradients":
+            _refuse(closure, "source='gradients'")
+            gradients = self._mean_rows()
         before: dict[str, Tensor] = {}
         if self._orthogonal():
             before = {linear.name: self._copied(linear) for linear in self.expert_linears}
             if self.config.projects == "gradient":
-                self._project_gradients(before, closure)
+                _refuse(closure, "projects='gradient'")
+                self._project_gradients(before)
         loss = self.base.step() if closure is None else self.base.step(closure)
         if before:
             self._finish(before)
-        if self.inputs is not None:
-            self._refresh(self.inputs)
+        if self.config.space == "input":
+            self._refresh(gradients)
         self.num_steps += 1
         return loss
 
@@ -177,9 +185,7 @@ class OMoE(Optimizer):
         torch._foreach_sub_(expert_weights(linear), self._removed(linear, step_EOI, change_EOI).unbind(0))
 
     @torch.no_grad()
-    def _project_gradients(self, before: dict[str, Tensor], closure: Callable[[], float] | None) -> None:
-        if closure is not None:
-            raise ValueError("closure: got one with projects='gradient', which needs the gradient first; give none")
+    def _project_gradients(self, before: dict[str, Tensor]) -> None:
         for linear in self.expert_linears:
             weight_EOI = before[linear.name]
             gradient_EOI = torch.zeros_like(weight_EOI)
@@ -218,19 +224,26 @@ class OMoE(Optimizer):
     def _seed(self, linear: ExpertLinear) -> int:
         return seed_of(self.num_steps, [other.name for other in self.expert_linears], linear.name)
 
+    def _mean_rows(self) -> dict[str, MeanInput]:
+        return {linear.name: mean_rows(linear, self.config) for linear in self.expert_linears}
+
     @torch.no_grad()
-    def _refresh(self, inputs: MeanInputs) -> None:
+    def _refresh(self, gradients: dict[str, MeanInput]) -> None:
+        inputs = self.inputs
         for linear in self.expert_linears:
-            if not inputs.observed(linear) and any(parameter.grad is not None for parameter in linear.parameters):
+            stepped = any(parameter.grad is not None for parameter in linear.parameters)
+            if inputs is not None and stepped and not inputs.observed(linear):
                 raise RuntimeError(
                     f"space='input': {linear.name!r} has gradients, but no forward of its modules in training mode was "
                     "observed. Call the experts' linears as modules, after model.train(); or use space='update'"
                 )
         if self._orthogonal() and not self.config.refresh_in_orthogonal:
-            inputs.discard()
+            if inputs is not None:
+                inputs.discard()
             return
-        for name, taken in inputs.take().items():
-            refresh(self.linear_state[name], taken, self.config, ranks=self.ranks, num_steps=self.num_steps + 1)
+        taken = inputs.take() if inputs is not None else gradients or self._mean_rows()
+        for name, mean in taken.items():
+            refresh(self.linear_state[name], mean, self.config, ranks=self.ranks, num_steps=self.num_steps + 1)
 
     def _orthogonal(self) -> bool:
         return self.schedule.phase(self.num_steps) == "orthogonal"
@@ -334,27 +347,34 @@ def _energy(step_EOI: Tensor) -> Tensor:
     return torch.linalg.vector_norm(step_EOI, dim=(1, 2)).double().square()
 
 
+def _refuse(closure: Callable[[], float] | None, setting: str) -> None:
+    if closure is not None:
+        raise ValueError(f"closure: got one with {setting}, which needs the gradient first; give none")
+
+
 def _check_linears(linears: Sequence[ExpertLinear], base: Optimizer, config: OMoEConfig, *, num_ranks: int) -> None:
     names = [linear.name for linear in linears]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expert_linears: got the names {names}; give at least one, each with a name of its own")
     groups = {id(parameter): group for group in base.param_groups for parameter in group["params"]}
+    observes = config.space == "input" and config.source == "inputs"
     for linear in linears:
         if linear.num_experts * num_ranks < 2:
             raise ValueError(
                 f"expert_linears: {linear.name!r} has one expert, and no other to keep out of; leave it out"
             )
-        if config.space == "input" and linear.observed == "inside":
+        if observes and linear.observed == "inside":
             raise ValueError(
                 f"space='input': nobody can see the inputs of {linear.name!r}, which are made inside "
-                f"{type(linear.modules[0]).__name__}; set linears='up', or space='update'"
+                f"{type(linear.modules[0]).__name__}; set linears='up', source='weights' or 'gradients', or "
+                "space='update'"
             )
-        if config.side == "output" and linear.observed != "rows":
+        if observes and config.side == "output" and linear.observed != "rows":
             raise ValueError(
                 f"side='output': the outputs of {linear.name!r} stay inside {type(linear.modules[0]).__name__}; set "
-                "side='input', or space='update'"
+                "side='input', source='weights' or 'gradients', or space='update'"
             )
-        if config.space == "input" and len(linear.modules) != len(linear.parameters):
+        if observes and len(linear.modules) != len(linear.parameters):
             raise ValueError(
                 f"expert_linears: {linear.name!r} has {len(linear.modules)} modules for {len(linear.parameters)} "
                 "parameters; space='input' observes inputs there, so give one module per parameter"

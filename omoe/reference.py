@@ -67,11 +67,12 @@ class ReferenceOMoE:
 
         Args:
             gradients: One (O, I) matrix per expert.
-            rows: What every expert's linear saw, (R, I), or for side=output gave, (R, O); read for space=input only.
+            rows: What every expert's linear saw, (R, I), or for side=output gave, (R, O); read for source=inputs of
+                space=input only.
 
         Source: our definition, section 4, pseudo-code.
         """
-        config = self.config
+        config, given = self.config, gradients
         orthogonal_step = self.t >= config.first_orthogonal_step and self.t % config.period == config.period - 1
         if orthogonal_step and config.projects == "gradient":
             gradients = [self._projected(expert, gradient) for expert, gradient in enumerate(gradients)]
@@ -81,7 +82,7 @@ class ReferenceOMoE:
         for expert, step in enumerate(steps):
             self.weights[expert] = self.weights[expert] - self.decay * self.weights[expert] + step
         if config.space == "input" and (not orthogonal_step or config.refresh_in_orthogonal):
-            self._refresh(rows)
+            self._refresh(given, rows)
         self.t += 1
 
     def others(self, expert: int) -> list[int]:
@@ -118,14 +119,27 @@ class ReferenceOMoE:
             return step_OI @ projector if self.config.side == "input" else projector.T @ step_OI
         return outside_span(step_OI, [self.weights[other] - self.start[other] for other in self.others(expert)])
 
-    def _refresh(self, rows: Sequence[Tensor]) -> None:
+    def _seen(self, expert: int, gradients: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+        """Rows (R, I), or columns as rows (R, O) for side=output, whose mean refreshes the expert's projector.
+
+        They are its linear's inputs or outputs, or those of its weight after the step, or of its gradient before the
+        base optimizer and any projection; none without tokens, or where the gradient is zero. Not in the paper.
+        """
+        if self.config.source == "inputs":
+            return rows[expert]
+        matrix_OI = self.weights[expert] if self.config.source == "weights" else gradients[expert]
+        seen = matrix_OI if self.config.side == "input" else matrix_OI.T
+        return seen if self.config.source == "weights" or seen.any() else seen[:0]
+
+    def _refresh(self, gradients: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
         alpha = self.config.alpha_at(self.t)
         kept = self.config.forgetting
         if kept < 1:
             identity = torch.eye(len(self.projectors[0]), dtype=self.projectors[0].dtype)
             self.projectors = [kept * projector + (1 - kept) * identity for projector in self.projectors]
             self.union_projectors = [kept * projector + (1 - kept) * identity for projector in self.union_projectors]
-        for expert, own_rows in enumerate(rows):
+        for expert in range(len(self.weights)):
+            own_rows = self._seen(expert, gradients, rows)
             if own_rows.shape[0] == 0:
                 continue
             mean = own_rows.sum(0) / own_rows.shape[0]

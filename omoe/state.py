@@ -5,7 +5,7 @@
     columns_EIW       what makes up the projectors, float32 (space=input with a rank); see low_rank.py
     filled            how many columns are in use, int64
     dropped_E         squared length that was dropped from them, float64
-    num_tokens_E      tokens seen so far, int64 (space=input)
+    num_tokens_E      tokens seen so far, int64 (space=input; zero where weights or gradients are the source)
     removed_energy_E  share of the latest orthogonal step that was taken out, float32
     leftover_E        share of the latest measured step that lay in the others' subspace, float32
 

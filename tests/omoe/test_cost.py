@@ -11,6 +11,7 @@ from tests.omoe.small_moe import SmallMoE, batches, loss_of
 CONFIGS = {
     "update": OMoEConfig(),
     "exact": OMoEConfig(space="input"),
+    "gradients": OMoEConfig(space="input", source="gradients", side="output"),
     "low-rank": OMoEConfig(space="input", rank=3),
     "up": OMoEConfig(space="input", linears="up"),
 }

@@ -87,7 +87,9 @@ def test_mean_inputs_are_those_of_the_chosen_tokens(name: str) -> None:
 
 def test_inputs_made_inside_are_refused() -> None:
     model = built("mixtral")
-    with pytest.raises(ValueError, match=r"inside MixtralExperts; set linears='up', or space='update'"):
+    with pytest.raises(
+        ValueError, match=r"inside MixtralExperts; set linears='up', source='weights' or 'gradients', or space"
+    ):
         OMoE(torch.optim.SGD(model.parameters(), lr=0.1), find_expert_linears(model), OMoEConfig(space="input"))
 
 
@@ -96,3 +98,19 @@ def test_outputs_inside_a_class_are_refused() -> None:
     config = OMoEConfig(space="input", linears="up", side="output")
     with pytest.raises(ValueError, match=r"side='output'.*gate_up_proj.*stay inside"):
         OMoE(torch.optim.SGD(model.parameters(), lr=0.5), find_expert_linears(model), config)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("source", ["weights", "gradients"])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_weights_and_gradients_of_every_linear_may_be_the_source(name: str, source: str, side: str) -> None:
+    model = built(name)
+    linears = find_expert_linears(model)
+    config = OMoEConfig(space="input", source=source, side=side, alpha=1e-6)  # type: ignore[arg-type]
+    optimizer = OMoE(torch.optim.SGD(model.parameters(), lr=0.5), linears, config)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    for linear in linears:
+        assert not linear.modules[0]._forward_pre_hooks
+        assert (optimizer.trace_share()[linear.name] < 1).all()
+        assert (optimizer.removed_energy()[linear.name] > 0).all()

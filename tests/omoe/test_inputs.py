@@ -3,9 +3,9 @@ import torch
 from closeness import assert_close, assert_equal_up_to_rounding
 from torch import Tensor, nn
 
-from omoe import ExpertLinear, find_expert_linears
+from omoe import ExpertLinear, OMoEConfig, find_expert_linears
 from omoe.experts import stacked_EOI
-from omoe.inputs import MeanInputs
+from omoe.inputs import MeanInputs, mean_rows
 from tests.omoe.small_moe import MODEL, GroupedLinear, SmallMoE, batches
 
 
@@ -110,3 +110,34 @@ def test_what_comes_out_must_be_rows() -> None:
     layer.register_forward_hook(lambda module, inputs, output: [output], prepend=True)
     with pytest.raises(ValueError, match=r"inputs of 'up': got \['list'\].*\(\.\.\., 4\)"):
         layer(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_rows_of_weights_and_gradients_are_means_by_hand(listed: bool, side: str) -> None:
+    torch.manual_seed(0)
+    model = SmallMoE(listed=listed)
+    (linear, _) = find_expert_linears(model)
+    for parameter in linear.parameters:
+        nn.init.normal_(parameter)
+        parameter.grad = torch.randn_like(parameter)
+    gradient_EOI = torch.stack([parameter.grad for parameter in linear.parameters]).view(linear.shape_EOI)  # type: ignore[misc]
+    for source, matrix_EOI in (("weights", stacked_EOI(linear)), ("gradients", gradient_EOI)):
+        config = OMoEConfig(space="input", source=source, side=side)  # type: ignore[arg-type]
+        found = mean_rows(linear, config)
+        means = [matrix_OI.sum(0) / 10 if side == "input" else matrix_OI.sum(1) / MODEL for matrix_OI in matrix_EOI]
+        assert_equal_up_to_rounding(source, found.mean_EI, torch.stack(means), roundings=16)
+        assert not found.num_tokens_E.any()
+    linear.parameters[-1].grad = None
+    missing_EI = mean_rows(linear, config).mean_EI
+    assert not missing_EI[-1].any()
+    assert bool(missing_EI[0].any()) is listed  # one gradient is all experts' where they are stacked
+
+
+def test_rows_of_low_precision_are_summed_in_float32() -> None:
+    layer = GroupedLinear(2, 3, 600).bfloat16()
+    layer.weight.data.fill_(1.0)
+    linear = ExpertLinear(name="up", parameters=(layer.weight,), modules=())
+    found = mean_rows(linear, OMoEConfig(space="input", source="weights"))
+    assert found.mean_EI.dtype == torch.float32
+    assert torch.equal(found.mean_EI, torch.ones(2, 3))

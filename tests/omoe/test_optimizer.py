@@ -46,6 +46,12 @@ CONFIGS = {
     ),
     "output-union": OMoEConfig(space="input", alpha=1.0, side="output", combine="union"),
     "output-gradient": OMoEConfig(space="input", alpha=1.0, side="output", projects="gradient"),
+    "weights": OMoEConfig(space="input", alpha=0.01, source="weights"),
+    "weights-output": OMoEConfig(space="input", alpha=0.01, source="weights", side="output", combine="union", rank=24),
+    "gradients": OMoEConfig(space="input", alpha=1e-4, source="gradients", period=2, refresh_in_orthogonal=False),
+    "gradients-output": OMoEConfig(
+        space="input", alpha=1e-4, source="gradients", side="output", combine="product", projects="gradient"
+    ),
     "input-down": OMoEConfig(space="input", alpha=1.0, linears="down"),
 }
 
@@ -408,7 +414,9 @@ def test_experts_without_tokens_and_zero_gradients(config: OMoEConfig, listed: b
         for state in optimizer.linear_state.values():
             size = state["projector_EII"].shape[-1]
             assert state["num_tokens_E"][2:].sum() == 0
-            assert torch.equal(state["projector_EII"][3], torch.eye(size)) is (config.combine != "union")
+            assert torch.equal(state["projector_EII"][3], torch.eye(size)) is (
+                config.combine != "union" and config.source != "weights"
+            )
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -488,6 +496,29 @@ def test_closures_reach_the_base(config: OMoEConfig) -> None:
         losses.append(optimizer.step(closure))  # type: ignore[arg-type]
     assert torch.equal(losses[0], losses[1])  # type: ignore[arg-type]
     assert_bitwise(weights(model), weights(plain))  # the first step has nothing to remove
+
+
+def test_gradients_that_are_needed_first_are_no_closures() -> None:
+    model = small()
+    with pytest.raises(ValueError, match="closure: got one with source='gradients'"):
+        wrapped(model, CONFIGS["gradients"]).step(lambda: 0.0)
+
+
+@pytest.mark.parametrize("source", ["weights", "gradients"])
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_a_gradient_that_says_nothing_refreshes_nothing(source: str, listed: bool, value: float) -> None:
+    model = small(listed=listed)
+    optimizer = wrapped(model, OMoEConfig(space="input", alpha=0.01, source=source), "sgd")  # type: ignore[arg-type]
+    loss_of(model, batches(1)[0]).backward()
+    first = optimizer.expert_linears[0].parameters[0]
+    gradient_OI = first.grad if listed else first.grad[0]  # type: ignore[index]
+    gradient_OI.fill_(value) if value == 0 else gradient_OI[1].fill_(value)  # type: ignore[union-attr]
+    optimizer.step()
+    projector_EII = optimizer.linear_state["experts.up"]["projector_EII"]
+    identity_II = torch.eye(projector_EII.shape[1])
+    unchanged = [torch.equal(projector_II, identity_II) for projector_II in projector_EII]
+    assert unchanged == [source == "gradients" or value != 0, False, False, False]
 
 
 # Being an optimizer
@@ -606,7 +637,8 @@ def train_on_rank(rank: int, world_size: int, folder: str) -> None:
     config = OMoEConfig(space="input", alpha=1.0)
     with pytest.raises(ValueError, match="process_group=None with 2 ranks"):
         OMoE(base, find_expert_linears(model), config)
-    wrapped(model, OMoEConfig())  # space=update needs no group
+    for no_group in (OMoEConfig(), OMoEConfig(space="input", source="weights")):  # neither needs one
+        wrapped(model, no_group)
     optimizer = OMoE(base, find_expert_linears(model), config, process_group=dist.group.WORLD)
     for batch in batches(3):
         optimizer.zero_grad()
@@ -670,7 +702,10 @@ def test_modules_are_needed_for_inputs_only() -> None:
     base = BASES["adamw"](model.parameters())
     with pytest.raises(ValueError, match="'by hand' has 0 modules"):
         OMoE(base, [linear], OMoEConfig(space="input"))
-    train(model, OMoE(base, [linear], OMoEConfig()), batches(2))
+    for config in (OMoEConfig(), CONFIGS["weights"], CONFIGS["gradients"]):
+        train(model, OMoE(base, [linear], config), batches(2))
+    assert not model.experts.up._forward_pre_hooks
+    assert not model.experts.up._forward_hooks
 
 
 def test_unknown_decay_is_refused_at_once() -> None:

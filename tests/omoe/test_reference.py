@@ -63,3 +63,23 @@ def test_product_and_output_side_by_hand() -> None:
     before = reference.weights[0]
     reference.step([gradient] * 3, outputs)
     assert torch.equal(reference.weights[0], before - LR * torch.tensor([[1.0], [0.25]]))
+
+
+def test_weights_and_gradients_by_hand() -> None:
+    weights = [torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2), torch.zeros(2, 2)]
+    zero, gradient = torch.zeros(2, 2), torch.tensor([[0.0, 2.0], [0.0, 0.0]])
+    config = OMoEConfig(space="input", alpha=1.0, source="weights")
+    reference = ReferenceOMoE(weights, sgd, 0.0, config)
+    reference.step([zero, gradient, zero], [])
+    assert torch.equal(reference.projectors[0], torch.diag(torch.tensor([0.5, 1.0])))
+    assert torch.equal(reference.projectors[1], torch.diag(torch.tensor([1.0, 0.8])))  # of the stepped weight
+    assert torch.equal(reference.projectors[2], torch.eye(2))
+    config = OMoEConfig(space="input", alpha=1.0, source="gradients", side="output")
+    reference = ReferenceOMoE(weights, sgd, 0.0, config)
+    reference.step([zero, gradient, zero], [])
+    assert torch.equal(reference.projectors[1], torch.diag(torch.tensor([0.5, 1.0])))
+    assert torch.equal(reference.others_projector(0), torch.diag(torch.tensor([0.75, 1.0])))
+    assert torch.equal(reference.projectors[0], torch.eye(2))
+    before = reference.weights[0]
+    reference.step([gradient, zero, zero], [])
+    assert torch.equal(reference.weights[0], before - LR * 0.75 * gradient)

@@ -21,6 +21,8 @@ CONFIGS = {
     "union": OMoEConfig(space="input", alpha=1.0, combine="union"),
     "product": OMoEConfig(space="input", alpha=1.0, combine="product"),
     "output": OMoEConfig(space="input", alpha=1.0, side="output", alpha_decay=0.1, alpha_steps=STEPS),
+    "weights": OMoEConfig(space="input", alpha=0.01, source="weights", combine="union"),
+    "gradients": OMoEConfig(space="input", alpha=0.01, source="gradients", side="output", rank=24),
     "product-low-rank": OMoEConfig(space="input", alpha=1.0, combine="product", rank=16),
     "low-rank": OMoEConfig(space="input", alpha=1.0, rank=16),
     "length": OMoEConfig(control="length"),
