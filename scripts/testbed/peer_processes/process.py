@@ -6,6 +6,7 @@ import selectors
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,7 +116,8 @@ class PeerProcess:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # of a question that a process which ended never read
+                    pipe.close()
 
     def _ask(self, question: Mapping[str, Any], timeout_s: float, what: str = "") -> dict[str, Any]:
         what = what or str(question["do"])
