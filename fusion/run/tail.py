@@ -31,6 +31,8 @@ def finish(chain: Chain, tail: Tail, x: Tensor, operands: Mapping[str, Tensor]) 
     Returns:
         The value, in the dtype of x.
     """
+    if not tail:
+        return x
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     for stage in tail:
