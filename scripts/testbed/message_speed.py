@@ -47,10 +47,7 @@ def measure_messages(sizes: MoESizes, num_ranks: int, repeats: int) -> dict[str,
         "burst_us": _burst_us(num_ranks, repeats),
         "send_us": send_us,
         "together_gain": _together_gain(num_ranks, repeats),
-        "interference": {
-            **_beside_messages(sizes, num_ranks, repeats),
-            "compute_beside_comm": max(LEAST_SPEED, 1 - lost_share),
-        },
+        "interference": _interference(sizes, num_ranks, repeats, compute=max(LEAST_SPEED, 1 - lost_share)),
     }
 
 
@@ -157,30 +154,39 @@ def _together_gain(num_ranks: int, repeats: int) -> float:
     return min(float(len(messages)), max(1.0, gain))
 
 
-def _beside_messages(sizes: MoESizes, num_ranks: int, repeats: int) -> dict[str, float]:
-    """Relative speeds of compute, of copies and of messages while both streams are busy."""
+def _interference(sizes: MoESizes, num_ranks: int, repeats: int, *, compute: float) -> dict[str, float]:
+    """Relative speeds of compute, which is given, of copies and of messages while both streams are busy."""
     copy_from = torch.ones(COPIED_BYTES, dtype=torch.uint8)
-    copy_to = torch.empty_like(copy_from)
+    copy = functools.partial(torch.empty_like(copy_from).copy_, copy_from)
     train = [_Message(TOGETHER_BYTES, num_ranks)] * _busy_messages(num_ranks, repeats)
-    found = {}
-    for name, work in (("compute", _product_of(sizes)), ("copy", functools.partial(copy_to.copy_, copy_from))):
-        work_alone_s = median_s(work, repeats)
-        alone_s, beside_s, work_s = [], [], []
-        for _ in range(repeats):
-            alone_s.append(median_s(lambda: _send_all(train), 1, together=True))
-            dist.barrier()
-            start_ns = time.perf_counter_ns()
-            under_way = [message.start() for message in train]
-            while not under_way[-1].is_completed():
-                work_start_ns = time.perf_counter_ns()
-                work()
-                work_s.append((time.perf_counter_ns() - work_start_ns) / 1e9)
-            for message in under_way:
-                message.wait()
-            beside_s.append((time.perf_counter_ns() - start_ns) / 1e9)
-        found[f"{name}_beside_comm"] = min(1.0, work_alone_s / statistics.mean(work_s or [work_alone_s]))
-        found[f"comm_beside_{name}"] = min(1.0, statistics.median(alone_s) / statistics.median(beside_s))
-    return found
+    _, comm_beside_compute = _beside(train, _product_of(sizes), repeats)
+    copy_beside_comm, comm_beside_copy = _beside(train, copy, repeats)
+    return {
+        "compute_beside_comm": compute,
+        "comm_beside_compute": comm_beside_compute,
+        "copy_beside_comm": copy_beside_comm,
+        "comm_beside_copy": comm_beside_copy,
+    }
+
+
+def _beside(train: Sequence["_Message"], work: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Relative speeds of work and of messages while both are done."""
+    work_alone_s = median_s(work, repeats)
+    alone_s, beside_s, work_s = [], [], []
+    for _ in range(repeats):
+        alone_s.append(median_s(lambda: _send_all(train), 1, together=True))
+        dist.barrier()
+        start_ns = time.perf_counter_ns()
+        under_way = [message.start() for message in train]
+        while not under_way[-1].is_completed():
+            work_s.append(elapsed_s(work))
+        for message in under_way:
+            message.wait()
+        beside_s.append((time.perf_counter_ns() - start_ns) / 1e9)
+    return (
+        min(1.0, work_alone_s / statistics.mean(work_s or [work_alone_s])),
+        min(1.0, statistics.median(alone_s) / statistics.median(beside_s)),
+    )
 
 
 def _product_of(sizes: MoESizes, rows: int = 128) -> Callable[[], object]:

@@ -11,6 +11,7 @@ from fusion.run.cpp import executor as module
 from fusion.run.cpp.build import BuildError
 from fusion.run.cpp.executor import cpp_executor, measure_us, of_threads
 from fusion.run.cpp.proof import ProofError
+from tests.fusion.computed import results
 
 CPU = torch.device("cpu")
 
@@ -23,15 +24,6 @@ def quick(monkeypatch):
     )
     monkeypatch.setattr(module, "COMPILED", 1)
     monkeypatch.setattr(module, "this_cpu", lambda: load_device("cpu"))
-
-
-def results(function, tensors, dtype):
-    leaves = {n: t if t.dtype == torch.bool else t.to(dtype).clone().requires_grad_() for n, t in tensors.items()}
-    output = function(leaves)
-    wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-    upstream = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
-    gradients = torch.autograd.grad(output, wanted.values(), upstream)
-    return {"output": output.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
 @pytest.mark.parametrize(

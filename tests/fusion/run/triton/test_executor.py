@@ -15,6 +15,7 @@ from fusion.run.check import DTYPES
 from fusion.run.triton import executor as module
 from fusion.run.triton.executor import Planner, triton_executor
 from fusion.run.winner import Key
+from tests.fusion.computed import results
 
 CPU = torch.device("cpu")
 SMALL = attention(M=20, N=36, K=16, heads=2, causal=True, keep="N")
@@ -29,15 +30,6 @@ def drawn(chain):
         else:
             tensors[tensor.name] = torch.randn(chain.shape(tensor.name)).to(DTYPES[chain.dtype])
     return tensors
-
-
-def results(function, tensors, dtype):
-    leaves = {n: t if t.dtype == torch.bool else t.to(dtype).clone().requires_grad_() for n, t in tensors.items()}
-    output = function(leaves)
-    wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-    upstream = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
-    gradients = torch.autograd.grad(output, wanted.values(), upstream)
-    return {"output": output.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
 @pytest.mark.parametrize(
