@@ -90,7 +90,7 @@ def sections(curves: Curves) -> tuple[Section, ...]:
     if accuracies:
         pictures.append(plots.curves(accuracies, title="Self-supervised accuracy", y_label="share right", **step))
     if orthogonality:
-        title = "Experts' steps: what OMoE took out (energy) and left (length) in the others' subspace"
+        title = "Experts' steps in the others' subspace"
         pictures.append(plots.curves(orthogonality, title=title, y_label="share or cosine", **step))
     note = f"{curves.seconds:.0f} s, {curves.tokens_per_s:,.0f} tokens/s while training."
     return (Section(title="Training", note=note, plots=tuple(pictures)),)
