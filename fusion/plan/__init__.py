@@ -23,7 +23,8 @@ chain -> expressions -> schedules -> the space that the rules leave -> the winne
     footprint.py           shared memory of any device; warps and stages
     space.py               the candidates that are left, and the count after each rule
     performance_model.py   the time of a schedule by the paper's model
-    cpu_model.py           the time of a schedule on a CPU, by its register blocks
+    matrix_unit.py         what a core's matrix unit (AMX) multiplies, and how long it takes
+    cpu_model.py           the time of a schedule on a CPU, by its register blocks or its matrix unit
     search.py              the fastest of them: Algorithm 1, and random and exhaustive search as references
     derived.py             one gradient of a chain, as a chain again
     gradient.py            the chains of all gradients that are asked for

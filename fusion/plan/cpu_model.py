@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 
+from fusion.plan import matrix_unit
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
 from fusion.plan.orientation import columns
@@ -29,7 +30,7 @@ MICRO_KERNELS = ((6, 4), (8, 3), (8, 2), (12, 2))  # rows and vectors of columns
 FMA_LATENCY_CYCLES = 4
 CALL_CYCLES = 12  # of a block of registers, beside loading and storing its sums
 ROW_CYCLES = 12  # of a pass over a tile's row
-SOFTMAX_ROW_CYCLES = 60  # reductions of a row, and the correction
+SOFTMAX_ROW_CYCLES = 30  # reductions of a row, and the correction
 PACK_CYCLES = 3  # of a vector
 LOAD_COST = 0.12  # of a load beside a multiplication, in cycles: a core does not overlap them quite
 TASK_CYCLES = 600  # of a block: what handing it to a thread costs
@@ -100,7 +101,8 @@ class CpuModel:
             self._terms[key] = repeats(chain, program), program
         found, program = self._terms[key]
         rounds |= {letter: chain.sizes[letter] for letter in chain.batch}
-        micro = best_micro(chain, schedule, self.device)
+        in_unit = self.device.arch == "amx" and matrix_unit.suits(chain, tiles, turning)
+        micro = None if in_unit else best_micro(chain, schedule, self.device)
         cycles, moved_bytes = 0.0, 0.0
         for repeat in found:
             cycles += self._cycles(repeat, tiles, rounds, micro)
@@ -121,13 +123,16 @@ class CpuModel:
         return self.device.fp32_flops_per_s / self.device.num_sms / (4 * self.device.warp_size)
 
     def _cycles(
-        self, repeat: Repeats, tiles: Mapping[str, int], rounds: Mapping[str, int], micro: tuple[int, int]
+        self, repeat: Repeats, tiles: Mapping[str, int], rounds: Mapping[str, int], micro: tuple[int, int] | None
     ) -> float:
+        """Of a statement with a register block, or with the matrix unit."""
         chain, statement = self.chain, repeat.statement
         times = math.prod(rounds[letter] for letter in repeat.around)
         width = self.device.warp_size
         if statement.kind == "C":
             rows, cols, depth = self._clipped(_shape(chain, statement.tensor), tiles)
+            if micro is None:
+                return times * self._kept(statement.tensor) * matrix_unit.cycles(rows, cols, depth)
             near = _tile_cycles(rows, cols, depth, micro, width)
             return times * self._kept(statement.tensor) * (near + self._far_cycles(rows, cols, depth, micro))
         if statement.kind == "F":

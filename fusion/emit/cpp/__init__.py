@@ -7,5 +7,5 @@ storage -> elementwise -> statements -> nest -> kernel
     statements.py  load, compute, finish and store a tile
     nest.py        loops
     kernel.py      the module: emit(chain, schedule) -> Kernel
-    include/       what kernels call: vectors of an instruction set, register blocks, packing, functions
+    include/       what kernels call: vectors of an instruction set, register blocks, tiles of AMX, packing, functions
 """

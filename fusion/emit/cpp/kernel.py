@@ -88,7 +88,7 @@ class _Module:
     def lines(self) -> Iterator[str]:
         chain, name = self.nest.storage.chain, self.kernel.name
         yield f"// {_without_sizes(chain)}\n// {self.schedule}\n// {self.nest.program}"
-        yield '#include <omp.h>\n#include "softmax.h"\n'
+        yield '#include <omp.h>\n#include "softmax.h"\n#include "tiles.h"\n'
         yield "using namespace fusion;\n"
         yield f'extern "C" int64_t {name}_floats(const int64_t* numbers, int64_t num_threads) {{'
         yield from (INDENT + line for line in self._numbers(strides=False))
@@ -122,7 +122,7 @@ class _Module:
             )
         for name in storage.packed:
             column, over = self._packed_letters(name)
-            yield f"const int64_t {name}_packed_floats = ({column}_size + W - 1) / W * W * {over}_size;"
+            yield f"const int64_t {name}_packed_floats = ({column}_size + W - 1) / W * W * {storage.depth(over)};"
         yield f"const int64_t scratch_floats = {' + '.join([*(size for _, size in self._scratch())])};"
 
     def _scratch(self) -> Iterator[tuple[str, str]]:
@@ -161,8 +161,8 @@ class _Module:
             yield f"{const}{kind}* const {name}_data = static_cast<{const}{kind}*>(tensors[{index}]);"
         end = "workspace"
         for name, total in zip(storage.packed, self._packed_total(), strict=True):
-            yield f"float* const {name}_packed = {end};"
-            end = f"{name}_packed + {total}"
+            line, end = self._carve(f"{name}_packed", storage.operand, end, total)
+            yield line
         yield f"float* const scratch = {end};"
 
     def _thread(self) -> Iterator[str]:
@@ -170,8 +170,11 @@ class _Module:
             yield from self._pack(name)
         end = "scratch + omp_get_thread_num() * scratch_floats"
         for name, size in self._scratch():
-            yield f"[[maybe_unused]] float* const {name} = {end};"
-            end = f"{name} + {size}"
+            kind = self.nest.storage.operand if name.endswith("_wide") else "float"
+            line, end = self._carve(name, kind, end, size)
+            yield f"[[maybe_unused]] {line}"
+        if self.nest.storage.in_unit:
+            yield "const Unit unit;"
         yield from (f"static constexpr int64_t {x}_floats = {n};" for x, n in self._live_floats())
         blocks = self._blocks()
         yield "#pragma omp for schedule(dynamic)"
@@ -180,11 +183,19 @@ class _Module:
         yield from (INDENT + line for line in self._block(blocks))
         yield "}"
 
+    @staticmethod
+    def _carve(name: str, kind: str, start: str, floats: str) -> tuple[str, str]:
+        """The line that lays entries of a kind into room for so many floats, and where that ends."""
+        if kind == "float":
+            return f"float* const {name} = {start};", f"{name} + {floats}"
+        line = f"{kind}* const {name} = reinterpret_cast<{kind}*>({start});"
+        return line, f"reinterpret_cast<float*>({name}) + {floats}"
+
     def _live_floats(self) -> Iterator[tuple[str, int]]:
         storage = self.nest.storage
         for value, letters in storage.live.items():
             if letters:
-                yield value, storage.sizes[storage.row(value)] * int(storage.ld(value))
+                yield value, storage.tile_floats(value)
 
     def _pack(self, name: str) -> Iterator[str]:
         """Lines that pack a right operand, its panels shared by the threads."""
@@ -205,7 +216,7 @@ class _Module:
             f"const int64_t start = {column}_at + panel.begin * W;",
             f"pack({storage.pointer(name, skip=over + column)} + start * {col}, {step}, {col}, {over}_size,",
             f"     {column}_size - start, panel.width,",
-            f"     {name}_packed + {packed_index(storage, name)} + start * {over}_size);",
+            f"     {name}_packed + {packed_index(storage, name)} + start * {storage.depth(over)});",
         ]
         yield from (INDENT + line for line in body)
         yield "}"

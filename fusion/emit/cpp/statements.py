@@ -5,6 +5,7 @@ Source: MCFuser (arXiv:2506.22169), Figure 4, for the statements; their text, an
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fusion.emit.causal import vanishing
 from fusion.emit.cpp.elementwise import stage_lines
@@ -96,8 +97,10 @@ class StatementText:
     def _widen(self, name: str) -> Iterator[str]:
         row, column = self.storage.wide_shape(name)
         strides = f"{self.storage.stride(name, row)}, {self.storage.stride(name, column)}"
-        ld = self.storage.row_entries(self.storage.sizes[column])
-        yield (f"widen_tile({self.storage.pointer(name)}, {strides}, {row}_len, {column}_len, {name}_wide, {ld});")
+        ld = self.storage.wide_ld(column)
+        arguments = f"{self.storage.pointer(name)}, {strides}, {row}_len, {column}_len, {name}_wide, {ld}"
+        whole = self.storage.in_unit
+        yield f"const auto {name}_rows = left_rows({arguments});" if whole else f"widen_tile({arguments});"
 
     def _compute(self, value: str) -> Iterator[str]:
         """One round of a product's sum, or all of it."""
@@ -106,10 +109,10 @@ class StatementText:
         roles = storage.roles[value]
         for name in self._online(value):
             yield self._on_rows("multiply_rows", value, self.rows("factor", name))
-        for name in {roles.left, roles.right} & set(storage.scratch) & set(storage.widened):
+        for name in {roles.left, roles.right} & set(storage.scratch) & set(storage.widened) - self._finished_wide:
             yield (
-                f"round_tile<{storage.dtype}>({storage.tile(name)}, {storage.row(name)}_len, "
-                f"{storage.column[name]}_len, {name}_wide, {storage.ld(name)});"
+                f"round_tile<{storage.dtype}>({storage.tile(name)}, {storage.ld(name)}, {storage.row(name)}_len, "
+                f"{storage.column[name]}_len, {name}_wide, {storage.wide_ld(storage.column[name])});"
             )
         mr, nv = self.micro
         left, right = self._left(roles.left, row, over), self._right(roles.right, column, over)
@@ -142,12 +145,14 @@ class StatementText:
     def _left(self, name: str, row: str, over: str) -> str:
         """Pointer of a left operand, and its strides along rows and depth."""
         storage = self.storage
+        if storage.in_unit and name not in storage.scratch:
+            return f"{name}_rows.base, {name}_rows.ld, 1"
         if name in storage.widened or name in storage.scratch:
             rows, cols = (
                 storage.wide_shape(name) if name not in storage.scratch else (storage.row(name), storage.column[name])
             )
-            ld = str(storage.row_entries(storage.sizes[cols]))
-            base = f"{name}_wide" if name in storage.widened else storage.tile(name)
+            wide = name in storage.widened
+            base, ld = (f"{name}_wide", storage.wide_ld(cols)) if wide else (storage.tile(name), storage.ld(name))
             return f"{base}, {ld}, 1" if rows == row else f"{base}, 1, {ld}"
         return f"{storage.pointer(name)}, {storage.stride(name, row)}, {storage.stride(name, over)}"
 
@@ -156,11 +161,12 @@ class StatementText:
         storage = self.storage
         depth = f"{over}_at" if over in storage.turning else "0"
         if name in storage.packed:
-            at = f" + {column}_at * {over}_size" if column in storage.turning else ""
-            return f"Packed{{{name}_packed + {packed_index(storage, name)}{at}, {over}_size}}, {depth}"
+            at = f" + {column}_at * {storage.depth(over)}" if column in storage.turning else ""
+            return f"Packed{{{name}_packed + {packed_index(storage, name)}{at}, {storage.depth(over)}}}, {depth}"
         if name in storage.scratch:
             base = f"{name}_wide" if name in storage.widened else storage.tile(name)
-            return f"Scratch{{{base}, {storage.ld(name)}}}, 0"
+            ld = storage.wide_ld(storage.column[name]) if name in storage.widened else storage.ld(name)
+            return f"Scratch{{{base}, {ld}}}, 0"
         return f"Direct{{{storage.pointer(name, skip=over)}, {storage.stride(name, over)}}}, {depth}"
 
     def _finish(self, value: str) -> Iterator[str]:
@@ -176,8 +182,18 @@ class StatementText:
             else:
                 changes.append(stage)
         if changes:
-            after = ["store(row + c, x);"] if cut is None else ["store(row + c, select(inside, x, splat(0.0f)));"]
-            yield from self._over_rows(value, self._over_vectors(value, changes, after))
+            wide = value in self._finished_wide
+            kept = [] if cut is None and not wide else ["x = select(inside, x, splat(0.0f));"]
+            yield from self._over_rows(value, self._over_vectors(value, changes, [*kept, *self._keep(value)]))
+
+    def _keep(self, value: str) -> Iterator[str]:
+        """Lines that store a finished vector, as its readers want it."""
+        storage = self.storage
+        wide = value in self._finished_wide
+        if wide:
+            yield f"keep<{storage.dtype}>(wide + c, x);"
+        if not wide or value in storage.read_exact:
+            yield "store(row + c, x);"
 
     def _softmax(self, value: str, changes: Changes) -> Iterator[str]:
         """What leads to it is computed twice, for the maximum and for the exponents, rather than written."""
@@ -187,23 +203,18 @@ class StatementText:
         lines = ["V peaks = splat(-INF);"]
         lines += self._over_vectors(value, changes, ["peaks = max(peaks, select(inside, x, splat(-INF)));"])
         largest = f"max(peaks) * {scale!r}f" if scale != 1.0 else "max(peaks)"
-        lines.append(f"float* const peak = {peak} + r;" if online else f"{value}_peak[r] = {largest};")
         if online:
-            lines += [
-                f"const float top = std::max(*peak, {largest});",
-                f"({factor})[r] = correction(*peak, top);",
-                "*peak = top;",
-            ]
+            yield from self._over_rows(value, [*lines, f"({factor})[r] = {largest};"], last=False)
+            yield f"advance({peak}, {total}, {factor}, {self.storage.row(value)}_len);"
+            lines = []
         else:
-            lines.append(f"const float top = {value}_peak[r];")
-        lines += [f"const V shift = splat(finite(top) * {-LOG2_E!r}f);", "V totals = splat(0.0f);"]
-        exponent = f"exp2_below(fma(x, splat({scale * LOG2_E!r}f), shift))"
-        after = [f"x = select(inside, {exponent}, splat(0.0f));", "totals = totals + x;", "store(row + c, x);"]
+            lines.append(f"({peak})[r] = {largest};")
+        lines += [f"const V shift = splat(finite(({peak})[r]) * {-LOG2_E!r}f);", "V totals = splat(0.0f);"]
+        power = "exp2_below" if self.storage.dtype == "float" else "exp2_below_roughly"  # what follows is rounded
+        exponent = f"{power}(fma(x, splat({scale * LOG2_E!r}f), shift))"
+        after = [f"x = select(inside, {exponent}, splat(0.0f));", "totals = totals + x;", *self._keep(value)]
         lines += self._over_vectors(value, changes, after)
-        if online:
-            lines.append(f"({total})[r] = ({total})[r] * ({factor})[r] + sum(totals);")
-        else:
-            lines.append(f"{value}_total[r] = sum(totals);")
+        lines.append(f"({total})[r] {'+=' if online else '='} sum(totals);")
         yield from self._over_rows(value, lines)
         if not online:
             if value not in self._deferred:
@@ -217,17 +228,35 @@ class StatementText:
         stages = [stage for stage in chain.stages if isinstance(stage, Softmax) and stage.x not in self.online]
         return {stage.x: reader for stage in stages if (reader := online_reader(chain, stage)) is not None}
 
-    def _over_rows(self, value: str, lines: Sequence[str]) -> Iterator[str]:
+    @cached_property
+    def _finished_wide(self) -> frozenset[str]:
+        """Values whose one pass writes them as operands; of the others, their readers make copies."""
+        storage, found = self.storage, set()
+        for value in set(storage.scratch) & set(storage.widened) if storage.in_unit else ():
+            *before, last = storage.chain.epilogue(value) or (None,)
+            divided = isinstance(last, Softmax) and value not in self.online and value not in self._deferred
+            several = any(isinstance(stage, Softmax) for stage in before)
+            if last is not None and not divided and not several and not storage.live[value]:
+                found.add(value)
+        return frozenset(found)
+
+    def _over_rows(self, value: str, lines: Sequence[str], *, last: bool = True) -> Iterator[str]:
+        """Lines for every row; the last pass over a value leaves what its readers find."""
         storage, row = self.storage, self.storage.row(value)
         yield f"for (int64_t r = 0; r < {row}_len; ++r) {{"
         yield f"{INDENT}float* const row = {storage.tile(value)} + r * {storage.ld(value)};"
+        column, wide = storage.column[value], last and value in self._finished_wide
+        if wide:
+            yield f"{INDENT}{storage.operand}* const wide = {value}_wide + r * {storage.wide_ld(column)};"
         cut = self.cut(value)
         if cut is not None:
             length = f"{cut.column}_len"
             yield f"{INDENT}const int64_t kept = std::clamp<int64_t>(r + {self._offset(cut)}, 0, {length});"
         yield from (INDENT + line for line in lines)
-        if cut is not None:
+        if last and cut is not None and (not wide or value in storage.read_exact):
             yield f"{INDENT}clear(row, kept, {length});"
+        if wide:
+            yield f"{INDENT}clear(wide, {f'{column}_len' if cut is None else 'kept'}, {column}_len);"
         yield "}"
 
     def _over_vectors(self, value: str, changes: Changes, after: Sequence[str]) -> list[str]:

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from fusion.plan import matrix_unit
 from fusion.plan.chain import Chain
 from fusion.plan.orientation import Roles, columns, roles
+from fusion.plan.stages import Elementwise
 
 TYPES: Mapping[str, str] = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 VECTOR = 16  # entries: of the widest instruction set; tiles of columns are its multiples
@@ -88,6 +90,20 @@ class Storage:
         return "".join([f"{name}_data", *moves])
 
     @cached_property
+    def in_unit(self) -> bool:
+        """Whether products are made by a core's matrix unit, where it has one."""
+        return matrix_unit.suits(self.chain, self.sizes, self.turning)
+
+    @property
+    def operand(self) -> str:
+        """Type of an entry of what products read in scratch: `Half` is bf16 where there is a matrix unit."""
+        return "Half" if self.in_unit else "float"
+
+    def depth(self, over: str) -> str:
+        """Steps of a packed operand along the letter of a sum."""
+        return f"deep({over}_size)" if self.in_unit else f"{over}_size"
+
+    @cached_property
     def packed(self) -> tuple[str, ...]:
         """Inputs that are packed before they are read vector by vector."""
         rights = [(roles.right, self.column[value]) for value, roles in self.roles.items()]
@@ -104,6 +120,12 @@ class Storage:
         """Left operands whose tiles are copied as fp32, or rounded as their reader would find them in memory."""
         names = [name for roles in self.roles.values() for name in (roles.left, roles.right)]
         return () if self.chain.dtype == "fp32" else tuple(dict.fromkeys(n for n in names if n not in self.packed))
+
+    @cached_property
+    def read_exact(self) -> frozenset[str]:
+        """Values that are read as they are before they are rounded: by stages of others, and by what stores them."""
+        stages = [stage for stage in self.chain.stages if isinstance(stage, Elementwise)]
+        return frozenset([self.chain.output, *(x.operand for x in stages if isinstance(x.operand, str))])
 
     def tile(self, value: str) -> str:
         """The current tile of a value, in scratch."""
@@ -122,6 +144,16 @@ class Storage:
         """Entries from one row in scratch to the next."""
         return -(-cols // VECTOR) * VECTOR + PAD
 
+    def wide_ld(self, column: str) -> str:
+        """Distance of rows of an operand's copy: the matrix unit reads whole tiles of lines of the cache."""
+        unit = matrix_unit.DEPTH
+        cols = self.sizes[column]
+        return str(-(-cols // unit) * unit + unit if self.in_unit else self.row_entries(cols))
+
+    def tile_floats(self, value: str) -> int:
+        """Entries of a value's tile, in whole tiles of the matrix unit."""
+        return -(-self.sizes[self.row(value)] // matrix_unit.ROWS) * matrix_unit.ROWS * int(self.ld(value))
+
     def wide_shape(self, name: str) -> tuple[str, str]:
         """Row and column letter of a copy in fp32."""
         if name in self.scratch:
@@ -133,8 +165,9 @@ class Storage:
     def buffers(self) -> Iterator[tuple[str, str]]:
         """Name and size, in entries, of what a thread keeps in scratch."""
         for value in self.scratch:
-            floats = self.sizes[self.row(value)] * int(self.ld(value))
-            yield f"{value}_tile", " * ".join([str(floats), *(f"{letter}_tiles" for letter in self.live[value])])
+            floats = str(self.tile_floats(value))
+            yield f"{value}_tile", " * ".join([floats, *(f"{letter}_tiles" for letter in self.live[value])])
         for name in self.widened:
             row, column = self.wide_shape(name)
-            yield f"{name}_wide", str(self.sizes[row] * self.row_entries(self.sizes[column]))
+            rows = -(-self.sizes[row] // matrix_unit.ROWS) * matrix_unit.ROWS
+            yield f"{name}_wide", str(rows * int(self.wide_ld(column)))

@@ -20,13 +20,13 @@ from fusion.run.files import cache_root, write_whole
 
 logger = logging.getLogger(__name__)
 
-WIDTHS = {"avx512": 16, "avx2": 8, "plain": 8}  # fp32 numbers in a vector
-REGISTERS = {"avx512": 512, "avx2": 128, "plain": 128}  # of 32 bits
+WIDTHS = {"amx": 16, "avx512": 16, "avx2": 8, "plain": 8}  # fp32 numbers in a vector
+REGISTERS = {"amx": 512, "avx512": 512, "avx2": 128, "plain": 128}  # of 32 bits
 DEFAULT_CACHE_BYTES = 1 << 20
 STREAM_FLOATS = 1 << 25  # 128 MiB: more than a cache holds
 SOURCE = """
 #include <ctime>
-#include "memory.h"
+#include "tiles.h"
 using namespace fusion;
 
 static double seconds() {
@@ -36,19 +36,25 @@ static double seconds() {
 }
 
 // The best of several rounds: a product of tiles that lie in the first cache.
-extern "C" double flops_per_s(float* space) {
+template <class T>
+static double flops_per_s(float* space) {
+  [[maybe_unused]] const Unit unit;
   const int64_t rows = 48, cols = 4 * W, depth = 96;
-  float* const y = space + rows * depth;
-  float* const c = y + cols * depth;
+  T* const x = reinterpret_cast<T*>(space);
+  T* const y = x + rows * depth;
+  float* const c = space + (rows + cols) * depth;
   double best = 1e9;
   for (int round = 0; round < 40; ++round) {
     const double start = seconds();
     for (int i = 0; i < 200; ++i)
-      product<6, 4>(Full(), space, depth, 1, Packed{y, depth}, 0, c, cols + 16, rows, cols, depth, false);
+      product<6, 4>(Full(), x, depth, 1, Packed{y, depth}, 0, c, cols + 16, rows, cols, depth, false);
     best = std::min(best, (seconds() - start) / 200);
   }
   return 2.0 * double(rows * cols * depth) / best;
 }
+
+extern "C" double fp32_flops_per_s(float* space) { return flops_per_s<float>(space); }
+extern "C" double bf16_flops_per_s(float* space) { return flops_per_s<Half>(space); }
 
 extern "C" double bytes_per_s(const float* p, int64_t count) {
   double best = 1e9;
@@ -126,26 +132,29 @@ def measure_cpu() -> Device:
     """
     instructions = this_machine()[0]
     library = load(SOURCE, instructions)
-    for name in ("flops_per_s", "bytes_per_s"):
+    for name in ("fp32_flops_per_s", "bf16_flops_per_s", "bytes_per_s"):
         getattr(library, name).restype = ctypes.c_double
     space = torch.full((STREAM_FLOATS,), 0.5)
     address = ctypes.c_void_p(space.data_ptr())
-    flops_per_s = float(library.flops_per_s(address))
+    fp32_flops_per_s = float(library.fp32_flops_per_s(address))
+    bf16_flops_per_s = float(library.bf16_flops_per_s(address))
     bytes_per_s = float(library.bytes_per_s(address, ctypes.c_int64(STREAM_FLOATS)))
-    return _device(instructions, flops_per_s, bytes_per_s)
+    return _device(instructions, fp32_flops_per_s, bf16_flops_per_s, bytes_per_s)
 
 
-def _device(instructions: InstructionSet, flops_per_s: float, bytes_per_s: float) -> Device:
+def _device(
+    instructions: InstructionSet, fp32_flops_per_s: float, bf16_flops_per_s: float, bytes_per_s: float
+) -> Device:
     cores, cache_bytes = _num_cores(), _cache_bytes()
-    name, total = _cpu_name(), flops_per_s * cores
+    name = _cpu_name()
     return Device(
         name="cpu",
         origin=f"Measured on {name}: a product of tiles in the first cache, and a sum over 128 MiB, by one core.",
         kind="cpu",
         arch=instructions.name,
-        fp32_flops_per_s=total,
-        fp16_flops_per_s=total,
-        bf16_flops_per_s=total,
+        fp32_flops_per_s=fp32_flops_per_s * cores,
+        fp16_flops_per_s=fp32_flops_per_s * cores,
+        bf16_flops_per_s=bf16_flops_per_s * cores,
         dram_bytes_per_s=bytes_per_s,
         num_sms=cores,
         shared_bytes_per_block=cache_bytes,

@@ -3,15 +3,18 @@
 Source: not in the paper, whose kernels are for GPUs.
 """
 
+import ctypes
 import functools
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-NEEDED = (  # the widest first: what a CPU must say that it has, and what a compiler is told
-    ("avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma", "f16c")),
-    ("avx2", ("avx2", "fma", "f16c")),
-)
+AVX2 = ("avx2", "fma", "f16c")
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", *AVX2)
+AMX = ("amx_tile", "amx_bf16", "avx512_bf16", *AVX512)
+NEEDED = (("amx", AMX), ("avx512", AVX512), ("avx2", AVX2))  # the best first: what a CPU must say that it has
+ASK_FOR_UNIT = (158, 0x1023, 18)  # Linux lends a process the matrix unit's registers: arch_prctl, request, tile data
 MACHINES = ("x86_64", "AMD64")
 
 
@@ -23,13 +26,13 @@ class InstructionSet:
     """
 
     name: str
-    """One of `avx512`, `avx2` and `plain`; plain kernels run on any CPU of this architecture."""
+    """One of `amx`, `avx512`, `avx2` and `plain`; plain kernels run on any CPU of this architecture."""
     flags: tuple[str, ...]
     """For the compiler."""
 
 
 def instruction_sets(features: frozenset[str], machine: str) -> list[InstructionSet]:
-    """Those that a CPU has, the widest first.
+    """Those that a CPU has, the best first.
 
     Args:
         features: What the CPU says that it has, by the names of Linux.
@@ -38,7 +41,7 @@ def instruction_sets(features: frozenset[str], machine: str) -> list[Instruction
     Source: not in the paper.
     """
     found = [
-        InstructionSet(name, tuple(f"-m{feature}" for feature in needed))
+        InstructionSet(name, tuple(f"-m{feature.replace('512_', '512').replace('_', '-')}" for feature in needed))
         for name, needed in NEEDED
         if machine in MACHINES and features.issuperset(needed)
     ]
@@ -47,7 +50,9 @@ def instruction_sets(features: frozenset[str], machine: str) -> list[Instruction
 
 @functools.cache
 def this_machine() -> tuple[InstructionSet, ...]:
-    """Those of this CPU, the widest first; asked each process anew, so that a cache folder may be shared.
+    """Those of this CPU, the best first; asked each process anew, so that a cache folder may be shared.
+
+    The matrix unit is among them if the system lends it to this process, and is then lent.
 
     Source: not in the paper.
     """
@@ -56,4 +61,9 @@ def this_machine() -> tuple[InstructionSet, ...]:
     except OSError:
         text = ""
     flags = next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "")
-    return tuple(instruction_sets(frozenset(flags.split()), platform.machine()))
+    found = instruction_sets(frozenset(flags.split()), platform.machine())
+    return tuple(each for each in found if each.name != "amx" or _unit_is_lent())
+
+
+def _unit_is_lent() -> bool:
+    return sys.platform == "linux" and ctypes.CDLL(None).syscall(*ASK_FOR_UNIT) == 0

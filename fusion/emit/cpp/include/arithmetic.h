@@ -32,6 +32,14 @@ inline V exp2_below(V x) {
   return scale(polynomial(x - n, P), n);
 }
 
+// The same for what is rounded to half a float's digits: 4e-6.
+inline V exp2_below_roughly(V x) {
+  static constexpr float P[] = {1.0f, 0.6931242f, 0.24024099f, 0.055906426f, 0.009582853f};
+  x = max(splat(-200.0f), x);
+  const V n = round(x);
+  return scale(polynomial(x - n, P), n);
+}
+
 inline V sigmoid(V x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
 
 // The standard normal distribution at -z for z >= 0: e^(-z^2/2) times a polynomial in 1 / (1 + 0.3 z), 4e-8 off.

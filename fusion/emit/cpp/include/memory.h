@@ -93,9 +93,15 @@ void widen_tile(const T* p, int64_t row, int64_t next, int64_t rows, int64_t dep
 }
 
 template <class T>
-void round_tile(const float* p, int64_t rows, int64_t cols, float* to, int64_t ld) {
+void round_tile(const float* p, int64_t from_ld, int64_t rows, int64_t cols, float* to, int64_t ld) {
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; c += W) store(to + r * ld + c, rounded<T>(load(p + r * ld + c)));
+    for (int64_t c = 0; c < cols; c += W) store(to + r * ld + c, rounded<T>(load(p + r * from_ld + c)));
+}
+
+// A vector of an operand, rounded as memory would have it.
+template <class T>
+void keep(float* p, V x) {
+  store(p, rounded<T>(x));
 }
 
 inline void zero(float* p, int64_t rows, int64_t cols, int64_t ld) {

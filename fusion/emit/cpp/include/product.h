@@ -5,19 +5,23 @@
 //   c   rows x cols of fp32 with room for whole blocks, so nothing is masked when it is written
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "vector.h"
 
 namespace fusion {
 
 // The right operand. Vectors of columns stand in panels; entries of one panel are `step` apart along the depth.
+template <class T>
 struct Packed {  // panel after panel, each `depth` steps long; the last vector is filled up with zeros
   static constexpr bool MASKED = false;
-  const float* base;
+  const T* base;
   int64_t depth;
-  const float* panel(int64_t vector) const { return base + vector * W * depth; }
+  const T* panel(int64_t vector) const { return base + vector * W * depth; }
   int64_t step(int width) const { return width * W; }
 };
+template <class T>
+Packed(T*, int64_t) -> Packed<std::remove_const_t<T>>;
 struct Direct {  // a matrix as it is, whose columns are adjacent
   static constexpr bool MASKED = true;
   const float* base;

@@ -32,11 +32,15 @@ inline V widen(__m256i x, bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_
 inline V widen(__m256i x, fp16) { return _mm512_cvtph_ps(x); }
 
 inline __m256i narrow(V x, bf16) {  // to the nearest, ties to even; NaN stays one
+#if defined(__AVX512BF16__)
+  return __m256i(_mm512_cvtneps_pbh(x));
+#else
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const Mask nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, _mm512_set1_epi32(0x7fc00000)), 16));
+#endif
 }
 inline __m256i narrow(V x, fp16) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 

@@ -22,6 +22,7 @@ from fusion.run.cpp.instructions import this_machine
 from fusion.run.cpp.native import compile_together
 
 TILES = {"M": 32, "N": 48, "K": 16, "H": 32}
+DEEP = {"M": 48, "N": 64, "K": 32, "H": 48}  # as a matrix unit takes them
 CASES = [
     (gemm_chain(M=70, N=100, K=33, H=45, batch=2), "mn(k,h)", TILES, (6, 4)),
     (gemm_chain(M=70, N=100, K=33, H=45), "mhnk", TILES, (8, 2)),
@@ -34,6 +35,11 @@ CASES = [
     (attention(M=70, N=100, K=33, H=45), "mn(k,h)", TILES | {"N": 112}, (6, 4)),
     (mlp(M=70, K=33, N=100, H=45, gated=True, bias=True, residual=True), "mn(k,h)", TILES, (6, 4)),
     (mlp(M=70, K=33, N=100, H=45, activation="gelu_tanh", dtype="bf16"), "mn(k,h)", TILES, (6, 4)),
+    (gemm_chain(M=70, N=100, K=33, H=45, batch=2, dtype="bf16"), "mhnk", DEEP, (8, 2)),
+    (gemm_chain(M=64, N=96, K=64, H=32, activation="silu", dtype="bf16"), "mn(k,h)", DEEP, (6, 4)),
+    (attention(M=70, N=70, K=33, H=45, heads=4, kv_heads=2, causal=True, dtype="bf16"), "mn(k,h)", DEEP, (6, 4)),
+    (attention(M=70, N=100, K=33, H=45, keep="N", mask="MN", dtype="bf16"), "mn(k,h)", DEEP | {"N": 112}, (6, 4)),
+    (mlp(M=70, K=33, N=100, H=45, gated=True, bias=True, residual=True, dtype="bf16"), "mn(k,h)", DEEP, (6, 4)),
 ]  # fmt: skip
 
 

@@ -1,0 +1,53 @@
+"""The products that a core's matrix unit makes, and what they take."""
+
+from dataclasses import replace
+
+import pytest
+
+from fusion import attention, gemm_chain
+from fusion.plan import matrix_unit
+from fusion.plan.cpu_model import CpuModel
+from fusion.plan.device import load_device
+from fusion.plan.gradient import gradients
+from fusion.plan.schedule import schedule
+
+TILES = {"M": 32, "N": 64, "K": 32, "H": 32}
+
+
+def chain_of(dtype="bf16"):
+    return gemm_chain(M=256, N=256, K=128, H=128, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_it_multiplies_bf16_alone(dtype):
+    assert matrix_unit.suits(chain_of(), TILES, "MNKH")
+    assert not matrix_unit.suits(chain_of(dtype), TILES, "MNKH")
+
+
+def test_tiles_along_a_sum_are_whole_unless_there_is_one():
+    assert not matrix_unit.suits(chain_of(), TILES | {"K": 48}, "MNKH")
+    assert not matrix_unit.suits(chain_of(), TILES | {"N": 16}, "MNKH")
+    assert matrix_unit.suits(chain_of(), TILES | {"K": 48}, "MNH")
+
+
+def test_a_value_that_a_product_reads_column_by_column_is_left_to_vectors():
+    own = attention(M=64, N=64, K=32, H=32, heads=2, dtype="bf16")
+    found = gradients(own, frozenset(tensor.name for tensor in own.inputs)).chains
+    suited = [matrix_unit.suits(chain, dict.fromkeys(chain.loops, 64), "") for chain in found]
+    assert any(suited)
+
+
+def test_cycles_grow_with_the_work_and_are_no_less_than_multiplying_takes():
+    for rows, cols, depth in ((32, 32, 32), (64, 512, 64), (17, 33, 100), (256, 256, 1024)):
+        tiles = -(-rows // 16) * -(-cols // 16) * -(-depth // 32)
+        found = matrix_unit.cycles(rows, cols, depth)
+        assert found >= tiles * matrix_unit.TILE_CYCLES
+        assert matrix_unit.cycles(2 * rows, cols, depth) > found
+        assert matrix_unit.cycles(rows, cols, 2 * depth) > found
+
+
+def test_the_model_takes_the_unit_for_faster_than_vectors():
+    device = load_device("cpu")
+    plan = schedule(chain_of(), "mn(k,h)", {"M": 64, "N": 128, "K": 128, "H": 128})
+    vectors, unit = (CpuModel(chain_of(), replace(device, arch=arch)).predict(plan) for arch in ("avx512", "amx"))
+    assert unit.compute_us < vectors.compute_us / 3
