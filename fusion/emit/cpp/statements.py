@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fusion.emit.causal import vanishing
-from fusion.emit.cpp.elementwise import stage_lines
+from fusion.emit.cpp.elementwise import is_fixed, operand_text, stage_line
 from fusion.emit.cpp.storage import Storage
 from fusion.emit.softmax import Online
 from fusion.plan.prune import online_reader
@@ -262,11 +262,15 @@ class StatementText:
     def _over_vectors(self, value: str, changes: Changes, after: Sequence[str]) -> list[str]:
         storage, column, row = self.storage, self.storage.column[value], self.storage.row(value)
         length = f"{column}_len" if self.cut(value) is None else "kept"
-        lines = ["V x = load(row + c);"]
-        for stage in changes:
-            lines += stage_lines(stage, storage, row, column)
+        before, lines = [], ["V x = load(row + c);"]
+        for index, stage in enumerate(changes):
+            operand = operand_text(stage, storage, column)
+            if is_fixed(stage, storage, column):
+                before.append(f"const auto fixed_{index} = {operand};")
+                operand = f"fixed_{index}"
+            lines.append(stage_line(stage, operand, row, column))
         body = [INDENT + line for line in (*lines, *after)]
-        return [f"vectors({length}, [&](int64_t c, auto inside) {{", *body, "});"]
+        return ["{", *before, f"vectors({length}, [&](int64_t c, auto inside) {{", *body, "});", "}"]
 
 
 def _leading_scale(changes: Changes) -> tuple[float, Changes]:

@@ -23,6 +23,7 @@ inline Mask first(int64_t n) {
 }
 inline V select(Mask m, V x, V y) { return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(m.bits)); }
 inline Mask less(V x, V y) { return {_mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_LT_OQ))}; }
+inline Mask not_less(V x, V y) { return {_mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_NLT_UQ))}; }
 inline Mask equal(V x, V y) { return {_mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_EQ_OQ))}; }
 
 inline V fma(V x, V y, V z) { return _mm256_fmadd_ps(x, y, z); }
@@ -31,10 +32,9 @@ inline V min(V x, V y) { return _mm256_min_ps(x, y); }
 inline V round(V x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 inline V power(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
-inline V scale(V x, V n) {  // x 2^n for a whole n, which may be far out of range: in two steps, each within it
-  const V near = min(splat(252.0f), max(splat(-252.0f), n));
-  const __m256i whole = _mm256_cvtps_epi32(near), half = _mm256_srai_epi32(whole, 1);
-  return x * power(half) * power(_mm256_sub_epi32(whole, half));
+inline V scale(V x, V n, Mask m) {  // x 2^n for a whole n, in two steps that are each within range; or 0
+  const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+  return _mm256_and_ps(x * power(half) * power(_mm256_sub_epi32(whole, half)), _mm256_castsi256_ps(m.bits));
 }
 
 inline float max(V x) {

@@ -18,13 +18,14 @@ inline void store(float* p, V x, Mask m) { _mm512_mask_storeu_ps(p, m, x); }
 inline Mask first(int64_t n) { return n >= W ? Mask(0xffff) : n <= 0 ? Mask(0) : Mask((1u << n) - 1); }
 inline V select(Mask m, V x, V y) { return _mm512_mask_blend_ps(m, y, x); }
 inline Mask less(V x, V y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
+inline Mask not_less(V x, V y) { return _mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ); }
 inline Mask equal(V x, V y) { return _mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ); }
 
 inline V fma(V x, V y, V z) { return _mm512_fmadd_ps(x, y, z); }
 inline V max(V x, V y) { return _mm512_max_ps(x, y); }  // y where one is NaN
 inline V min(V x, V y) { return _mm512_min_ps(x, y); }
 inline V round(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline V scale(V x, V n) { return _mm512_scalef_ps(x, n); }  // x 2^n for a whole n, which may be far out of range
+inline V scale(V x, V n, Mask m) { return _mm512_maskz_scalef_ps(m, x, n); }  // x 2^n for a whole n, or 0
 inline float max(V x) { return _mm512_reduce_max_ps(x); }
 inline float sum(V x) { return _mm512_reduce_add_ps(x); }
 

@@ -19,6 +19,7 @@ inline Mask first(int64_t n) {
 }
 inline V select(Mask m, V x, V y) { return m ? x : y; }
 inline Mask less(V x, V y) { return x < y; }
+inline Mask not_less(V x, V y) { return ~(x < y); }
 inline Mask equal(V x, V y) { return x == y; }
 
 inline V fma(V x, V y, V z) { return x * y + z; }
@@ -28,8 +29,8 @@ inline V round(V x) {
   for (int i = 0; i < W; ++i) x[i] = std::nearbyint(x[i]);
   return x;
 }
-inline V scale(V x, V n) {  // x 2^n for a whole n, which may be far out of range
-  for (int i = 0; i < W; ++i) x[i] = std::ldexp(x[i], int(std::fmin(std::fmax(n[i], -400.0f), 400.0f)));
+inline V scale(V x, V n, Mask m) {  // x 2^n for a whole n, or 0
+  for (int i = 0; i < W; ++i) x[i] = m[i] ? std::ldexp(x[i], int(n[i])) : 0.0f;
   return x;
 }
 inline float max(V x) {

@@ -102,6 +102,22 @@ def test_activations_are_right_far_from_zero_too(activation):
     assert_right(kernel, chain, tensors)
 
 
+def test_powers_too_small_for_a_normal_number_are_zero():
+    chain = attention(M=16, N=32, K=16)
+    (kernel,) = compiled([(chain, "mn(k,h)", {"M": 16, "N": 32, "K": 16, "H": 16}, (6, 4))])
+    tensors = {tensor.name: torch.zeros(chain.shape(tensor.name)) for tensor in chain.inputs}
+    query, key, value = tensors.values()
+    query[:, 0], key[:, 0] = 1.0, -4.0 * torch.arange(32)  # scores 0, -1, -2, ... and with a factor of 10 to -310
+    query *= 10.0
+    value[:] = 1.0
+    value[0] = 0.0
+    weights = torch.softmax(query @ key.T / 4.0, 1)
+    output = kernel(chain, tensors)[0]
+    assert torch.allclose(output[:, 0], weights[:, 1:].sum(1), rtol=1e-5, atol=0.0)
+    value[:9] = 0.0  # what is left has powers below the smallest number
+    assert not kernel(chain, tensors)[0].any()
+
+
 def test_the_log_sum_exp_is_written_beside_the_output():
     chain = attention(M=37, N=60, K=16, heads=2, causal=True)
     for tiles in ({"M": 16, "N": 16, "K": 16, "H": 16}, {"M": 16, "N": 64, "K": 16, "H": 16}):
