@@ -4,13 +4,17 @@ import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from scripts.testbed.peer_processes.network import Network
 from scripts.testbed.peer_processes.problem import Array, Problem
-from scripts.testbed.peer_processes.process import PeerProcess
+from scripts.testbed.peer_processes.process import PeerError, PeerProcess
 from scripts.testbed.peer_processes.roster import OWN
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class WrongError(RuntimeError):
@@ -78,33 +82,57 @@ def contest(
 
     Raises:
         WrongError: If our own result is wrong; a peer whose result is wrong is left out.
+        PeerError: If our own process fails; a peer that fails, say for want of memory, is left out.
     """
-    ready, declined = {}, {}
+    ready: dict[str, PeerProcess] = {}
+    declined: dict[str, str] = {}
     for name, process in peers.items():
-        reason = process.load(problem)
-        if reason is None and process.computes:
-            try:
-                check(name, process.computed())
-            except WrongError as error:
-                if name in OWN:
-                    raise
-                logger.warning("%s, by way of %s: left out", error, process.how or "the only one")
-                reason = str(error)
-        if reason is None:
+        reason = _unless_it_fails(name, partial(_reason_against, name, process, problem, check), declined)
+        if reason is None and name not in declined:
             ready[name] = process
-        else:
+        elif reason is not None:
             declined[name] = reason
     samples: dict[str, list[tuple[float, float | None]]] = {name: [] for name in ready}
     for number in range(-1, rounds):
         for name in ready if number % 2 else reversed(ready):
-            sample = ready[name].seconds(clock=clock, at_least=at_least_s)
-            if number >= 0:
+            ask = partial(ready[name].seconds, clock=clock, at_least=at_least_s)
+            sample = None if name in declined else _unless_it_fails(name, ask, declined)
+            if sample is not None and number >= 0:
                 samples[name].append(sample)
     times = {
         name: Time(
             seconds=tuple(seconds for seconds, _ in found), flops=found[0][1] or problem.flops, how=ready[name].how
         )
         for name, found in samples.items()
+        if name not in declined
     }
     logger.info("%s: %s", problem, ", ".join(f"{name} {time.gflops:.0f}" for name, time in times.items()))
     return Contest(problem=problem, times=times, declined=declined)
+
+
+def _reason_against(
+    name: str, process: PeerProcess, problem: Problem | Network, check: Callable[[str, Array], None]
+) -> str | None:
+    """Why a peer does not compute a problem, or what is wrong with what it computes."""
+    reason = process.load(problem)
+    if reason is None and process.computes:
+        try:
+            check(name, process.computed())
+        except WrongError as error:
+            if name in OWN:
+                raise
+            logger.warning("%s, by way of %s: left out", error, process.how or "the only one")
+            return str(error)
+    return reason
+
+
+def _unless_it_fails(name: str, ask: Callable[[], T], declined: dict[str, str]) -> T | None:
+    """A peer's answer; where it fails, it is left out of this problem, and the others go on."""
+    try:
+        return ask()
+    except PeerError as error:
+        if name in OWN:
+            raise
+        logger.warning("%s: left out", error)
+        declined[name] = str(error).partition("\n")[0]
+        return None

@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -62,6 +63,21 @@ def test_a_peer_that_is_wrong_is_left_out(tmp_path: Path) -> None:
             contest(CHAIN, {"fusion": peer}, check=check, rounds=1, clock="cpu", at_least_s=0.0)
     finally:
         peer.close()
+
+
+def test_a_peer_that_fails_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    peers = {name: PeerProcess(name, PEERS["openblas"], cores=CORES, folder=tmp_path) for name in ("openblas", "dead")}
+    try:
+        os.kill(peers["dead"].id, signal.SIGKILL)
+        found = contest(CHAIN, peers, check=Truth(CHAIN).check, rounds=2, clock="cpu", at_least_s=0.0)
+        assert set(found.times) == {"openblas"}
+        assert len(found.times["openblas"].seconds) == 2
+        assert "peer dead ended at 'load" in found.declined["dead"]
+        with pytest.raises(PeerError, match="peer dead ended"):
+            contest(CHAIN, {"fusion": peers["dead"]}, check=Truth(CHAIN).check, rounds=1, clock="cpu", at_least_s=0.0)
+    finally:
+        for each in peers.values():
+            each.close()
 
 
 def test_gradients_are_checked_too(tmp_path: Path) -> None:
