@@ -118,6 +118,12 @@ class FusionSection:
 
     enabled: bool
     """Whether chains compute attention and experts; where no kernel runs on the device, torch does."""
+    patience_flops: float = 3e11
+    """What torch computes first, in all calls with sizes of one interval, before a kernel is looked for, which takes
+    seconds; 0 looks at once."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "patience_flops")
 
 
 @dataclass(frozen=True, kw_only=True)

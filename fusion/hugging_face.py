@@ -79,7 +79,7 @@ def attention_forward(
         if torch.compiler.is_compiling() or not query.numel() or is_run(form, tensors, DEFAULT):
             output_ZMGRH = call_chain(form, tensors, DEFAULT)
             return output_ZMGRH.reshape(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
-        reason = "no kernel runs it on this device"
+        reason = "no kernel runs it on this device, or none has been looked for yet"
     _say_once(reason)
     given = {"dropout": dropout, "scaling": scaling, "is_causal": causal if attention_mask is None else False}
     output, _ = _torchs_attention()(module, query, key, value, attention_mask, **given, **options)

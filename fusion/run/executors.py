@@ -18,6 +18,7 @@ from torch import Tensor
 from fusion.plan.chain import Chain
 from fusion.plan.derived import GradientError
 from fusion.plan.gradient import Gradients, gradients
+from fusion.plan.interval import interval
 from fusion.run.autograd import Execute, Execution, ExecutorFor
 from fusion.run.check import DTYPES
 from fusion.run.form import of_sizes, read_form, sizes_of
@@ -120,6 +121,13 @@ def by_itself(device: torch.device) -> Iterator[None]:
         yield
 
 
+@functools.lru_cache(maxsize=MAX_CALLS)
+def _work(form: str, shapes: tuple[torch.Size, ...]) -> tuple[Chain, float]:
+    """The interval that tensors of some shapes are in, and the flops of the chain."""
+    chain = of_sizes(form, sizes_of(read_form(form), shapes))
+    return interval(chain), float(chain.flops)
+
+
 class Executors:
     """Executors by name, and what they said of each chain; a process has one of it.
 
@@ -129,6 +137,8 @@ class Executors:
     def __init__(self) -> None:
         """The default one."""
         self._by_name: dict[str, ExecutorFor] = {DEFAULT: planned_executor()}
+        self._patience_flops: dict[str, float] = {}
+        self._waiting_flops: dict[tuple[str, Chain, str], float] = {}
         self._reasons: set[str] = set()
         self._lock = threading.RLock()
         self.call = functools.lru_cache(maxsize=MAX_CALLS)(self._call)
@@ -143,6 +153,38 @@ class Executors:
         with self._lock:
             self._by_name[name] = executor_for
             self.call.cache_clear()
+
+    def be_patient(self, name: str, flops: float) -> None:
+        """Ask an executor only of what is run often enough that looking for a kernel can pay.
+
+        Training meets many sizes, most of them seldom, and a search for one takes as long as many of its steps.
+
+        Args:
+            name: Of the executor.
+            flops: That torch computes, in all calls of the same interval, before the executor is asked; 0 asks at once.
+        """
+        with self._lock:
+            self._patience_flops[name] = flops
+            self._waiting_flops.clear()
+
+    def is_due(self, form: str, needs: str, executor: str, shapes: Sequence[torch.Size]) -> bool:
+        """Count a call, and say whether an executor is to be asked of the chain by now.
+
+        Args:
+            form: Of the chain.
+            needs: A digit for each input, 1 where it needs a gradient: every one of those is searched for, too.
+            executor: Its name.
+            shapes: Of the inputs.
+        """
+        patience = self._patience_flops.get(executor, 0.0)
+        if not patience:
+            return True
+        chain, flops = _work(form, tuple(shapes))
+        key, kernels = (executor, chain, needs), 1 + needs.count("1")
+        with self._lock:
+            spent = self._waiting_flops.get(key, 0.0)
+            self._waiting_flops[key] = spent + flops * kernels
+        return spent >= patience * kernels
 
     def get(self, name: str) -> ExecutorFor:
         """The executor of a name.

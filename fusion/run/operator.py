@@ -45,7 +45,7 @@ def call_chain(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) ->
 
 
 def is_run(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) -> bool:
-    """Whether an executor runs a chain, or leaves it to torch.
+    """Whether an executor runs a chain, or leaves it to torch; where it is to be patient, for the time being.
 
     Args:
         form: Of the chain.
@@ -57,7 +57,9 @@ def is_run(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) -> boo
 
     Source: not in the paper.
     """
-    return _call_of(tensors, form, _needs_of(tensors), executor).execute is not None
+    needs = _needs_of(tensors)
+    is_due = executors.is_due(form, needs, executor, [tensor.shape for tensor in tensors])
+    return is_due and _call_of(tensors, form, needs, executor).execute is not None
 
 
 def needs_text(chain: Chain, names: frozenset[str]) -> str:

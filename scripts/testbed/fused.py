@@ -13,7 +13,7 @@ from fusion.experts import feed_forward
 from fusion.graph.activation import activation_of
 from fusion.hugging_face import NAME
 from fusion.plan.stages import Activation
-from fusion.run.executors import DEFAULT
+from fusion.run.executors import DEFAULT, executors
 
 
 class FusedExperts(moe_pipeline.FeedForwardExperts):
@@ -63,15 +63,17 @@ class FusedExperts(moe_pipeline.FeedForwardExperts):
         )
 
 
-def fuse(network: PreTrainedModel) -> list[str]:
+def fuse(network: PreTrainedModel, *, patience_flops: float = 0.0) -> list[str]:
     """Let chains compute a network's attention and its experts, in place; parameters and their names stay.
 
     Args:
         network: Of Hugging Face's library, dense or upcycled.
+        patience_flops: What torch computes of an interval of sizes before a kernel is looked for.
 
     Returns:
         Names of the layers whose experts are chains now.
     """
+    executors.be_patient(DEFAULT, patience_flops)
     network.set_attn_implementation(NAME)
     names = []
     for name, layer in network.named_modules():

@@ -203,7 +203,7 @@ def build(config: Config, task: Task, *, moe: bool) -> QuartetModel:
     if moe:
         _upcycle(network, config)
     if config.fusion.enabled:
-        fuse(network)
+        fuse(network, patience_flops=config.fusion.patience_flops)
     rival = config.rival if config.rival.enabled else None
     words = vocabulary(task.tokenizer) if config.bliss.enabled or rival is not None else None
     if not config.bliss.enabled:

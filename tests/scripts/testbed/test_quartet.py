@@ -28,7 +28,7 @@ def batch(task: Task, count: int = 6) -> dict[str, Tensor]:
 
 
 def test_without_methods_it_is_the_network_bit_for_bit(task: Task) -> None:
-    config = smoke("moe=off", "omoe=off", "bliss=off", "trainer.label_smoothing=0.0")
+    config = smoke("moe=off", "omoe=off", "bliss=off", "fusion=off", "trainer.label_smoothing=0.0")
     model, plain = quartet.build(config, task, moe=False), task.network()
     inputs = batch(task)
     torch.manual_seed(3)
