@@ -1,4 +1,4 @@
-"""The sets with a local layout of their own: three that are shipped, eight that the hub has too, three it has not."""
+"""The sets with a local layout of their own: three that are shipped, eight that the hub has too, four it has not."""
 
 from scripts.testbed.data import readers
 from scripts.testbed.data.data_set import HELD_OUT, DataSet, bio
@@ -69,6 +69,16 @@ LOCAL_SETS = (
         files=(readers.BEA_TRAIN, readers.BEA_DEV, readers.CONLL14),
         line=f"{ONE_M2}; {', '.join(readers.BEA_MORE)} beside them train too",
         origin=f"{BEA_ORIGIN} and https://www.comp.nus.edu.sg/~nlp/conll14st.html",
+    ),
+    DataSet(
+        name="debian_synopses",
+        task="summarization",
+        licence="free software, each text by its package's licence",
+        splits="split by source package",
+        read=readers.debian_synopses,
+        files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
+        line="description TAB synopsis",
+        origin="python -m scripts.testbed.corpora.extract_debian_synopses --out PATH",
     ),
     DataSet(
         name="multi30k",

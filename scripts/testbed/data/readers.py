@@ -209,3 +209,13 @@ def bea2019(root: Path) -> Splits:
 def conll14(root: Path) -> Splits:
     """BEA-2019 to train on and choose by; CoNLL-2014's essays, corrected by two annotators, to score."""
     return {"train": bea_train(root), "valid": m2.rows_of(root / BEA_DEV), "test": m2.rows_of(root / CONLL14)}
+
+
+def debian_synopses(root: Path) -> Splits:
+    """Description TAB synopsis, under xz."""
+
+    def rows(split: str) -> Iterator[Located]:
+        for place, (text, synopsis) in cells_of(root / f"{split}.tsv.xz", ("description", "synopsis")):
+            yield place, {"source": text, "target": synopsis, "references": [synopsis]}
+
+    return {split: rows(split) for split in ("train", "valid", "test")}

@@ -21,6 +21,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     [
         ("bea2019", "https://www.cl.cam.ac.uk/research/nl/bea2019st"),
         ("conll14", "https://www.cl.cam.ac.uk/.* and https://www.comp.nus.edu.sg"),
+        ("debian_synopses", "python -m scripts.testbed.corpora.extract_debian_synopses --out PATH"),
         ("brown_jfleg", "https://github.com/keisks/jfleg"),
     ],
 )

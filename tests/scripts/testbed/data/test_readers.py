@@ -51,6 +51,7 @@ FILES: dict[str, dict[str, str]] = {
     "brown_gec": {f"{s}.tsv.xz": "one sentence .\nanother one .\n" for s in ("train", "valid", "test")},
     "brown_jfleg": JFLEG,
     "scitldr": {f"{s}.jsonl.gz": PAPER for s in ("train", "dev", "test")},
+    "debian_synopses": {f"{s}.tsv.xz": "Long text.\tshort\nMore.\tless\n" for s in ("train", "valid", "test")},
     "bea2019": {"ABC.train.gold.bea19.m2": ESSAYS, "ABCN.dev.gold.bea19.m2": TWICE},
     "conll14": {
         "ABC.train.gold.bea19.m2": ESSAYS,
@@ -60,6 +61,7 @@ FILES: dict[str, dict[str, str]] = {
 }
 SIZES = {
     **dict.fromkeys(("libreoffice_help_de_en", "vader_movie", "sst2", "wnut17", "multi30k", "brown_gec"), (2, 2, 2)),
+    "debian_synopses": (2, 2, 2),
     "bea2019": (54, 6, 1),
     "conll14": (60, 2, 1),
     **dict.fromkeys(("mrpc", "scitldr"), (1, 1, 1)),
@@ -116,6 +118,7 @@ def test_what_the_rows_hold(tmp_path: Path) -> None:
         },
         "brown_jfleg": first["jfleg"],
         "scitldr": {"source": "One. Two.", "target": "Short.", "references": ["Short.", "Shorter."], "sentence_id": 0},
+        "debian_synopses": {"source": "Long text.", "target": "short", "references": ["short"], "sentence_id": 0},
         "bea2019": first["conll14"],
         "conll14": {
             "source": "This are fine",
@@ -170,6 +173,7 @@ def without(key: str) -> str:
         ("jfleg", "test.ref2", "ref2 one\n\n", r"test\.ref2:2: empty line"),
         ("scitldr", "test.jsonl.gz", '{"source": "One.", "target": ["S"]}\n', r"test\.jsonl\.gz:1: source: not a list"),
         ("scitldr", "test.jsonl.gz", '{"source": ["One."], "target": []}\n', r"test\.jsonl\.gz:1: target: no summary"),
+        ("debian_synopses", "test.tsv.xz", "text\n", r"test\.tsv\.xz:1: 1 columns.*description TAB synopsis"),
         ("conll14", "official-2014.combined.m2", "This are\n", r"official-2014\.combined\.m2:1: 'This are' is neither"),
     ],
 )
