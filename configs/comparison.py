@@ -33,6 +33,8 @@ class ComparisonSection:
     """Whether what the encoder's states tell of a sentence is probed."""
     bootstrap_samples: int = 1000
     """Test sets drawn for p-values."""
+    errant: bool | None = None
+    """Whether corrections are scored by errant's F0.5 too; null does so where its packages are installed."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "average_checkpoints", "bootstrap_samples", "noise_seeds")

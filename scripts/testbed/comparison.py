@@ -71,7 +71,9 @@ def home(config: Config, run: launch.Run) -> Path:
     """
     rule = ComparisonSection(average_checkpoints=config.comparison.average_checkpoints)
     decisive = dataclasses.replace(config, name="", resume="off", record=False, baselines=(), comparison=rule)
-    text = json.dumps(dataclasses.asdict(decisive), sort_keys=True, default=str)
+    settings = dataclasses.asdict(decisive)
+    del settings["comparison"]["errant"]  # a score, and younger than networks that were trained
+    text = json.dumps(settings, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{config.data.name}-{config.comparison.method}-{config.seed}-{digest}"
     return (run.folder if config.smoke else RUNS) / name
@@ -120,9 +122,12 @@ def score(
     values[f"valid_{name}"] = task.metric(valid, task.references(data.valid), list(data.valid["source"])), unit
     sources = list(data.test["source"])
     test = generated(sources, config.trainer.num_beams)
-    figures = task.metric.figures(test, task.references(data.test), sources)
-    values[name] = task.metric.score(figures.sum(0)), unit
-    values |= {part: (of(figures.sum(0)), unit) for part, of in task.metric.parts.items()}
+    references = task.references(data.test)
+    figures = task.metric.figures(test, references, sources)
+    values |= {part: (value, unit) for part, value in task.metric.by_name(figures.sum(0)).items()}
+    for metric in task.further:
+        sums = metric.figures(test, references, sources).sum(0)
+        values |= {part: (value, metric.unit) for part, value in metric.by_name(sums).items()}
     robust = robustness.measure(config, task, model, lambda texts: generated(texts, 1))
     against = verdicts.compare(config, task.metric, figures)
     if against is not None:

@@ -5,10 +5,11 @@ name -> hub, data.root folder or shipped corpus -> canonical rows -> train / val
     tasks.py       the task kinds, their canonical columns, and the check every row passes
     files.py       strict reading of text, tables and JSON, plain or under gzip or xz
     grammar_noise.py  artificial errors of learners, for training
+    m2.py          the M2 format of corrected sentences
     readers.py     the layouts of local folders
     hub.py         the hub's own format, from the hub or from a folder
     data_set.py    DataSet: what is known of a set before it is read
-    local_sets.py  the sets with a local layout: two shipped, eight standard
+    local_sets.py  the sets with a local layout
     hub_sets.py    the sets known by their name on the hub
     registry.py    every data set by name
     splits.py      any splits -> train, valid and test; at most so many rows; the hash

@@ -33,6 +33,8 @@ class DataSet:
     """The files of its own layout."""
     line: str = ""
     """What one line of those files holds."""
+    origin: str = ""
+    """Where a folder of it comes from, if it neither ships nor is on the hub."""
     pair: bool = False
     """Whether classification or regression reads two texts."""
     label_names: tuple[str, ...] = ()

@@ -83,6 +83,10 @@ def tables_of(data_set: DataSet, root: str | None) -> tuple[dict[str, datasets.D
     """The source's splits as canonical tables, and what the source was."""
     if root is not None:
         return from_folder(data_set, Path(root)), "data.root"
+    if data_set.origin:
+        raise ValueError(
+            "data.root: got null, accepts the folder that holds the set, which neither ships nor is on the hub"
+        )
     if data_set.hub is None:
         return from_folder(data_set, CORPORA / data_set.name), "shipped corpus"
     try:
@@ -142,4 +146,5 @@ def expectation(data_set: DataSet) -> str:
         names = ", ".join(f"{split}*" for split in data_set.hub.splits.values())
         layouts.append(f"{names} as parquet, jsonl or csv with the columns of {data_set.hub}")
     shipped = "restore the shipped corpus from the repository" if data_set.hub is None else "load where the hub answers"
-    return f"Expected layout: {'; or '.join(layouts)}. Fix: data.root=PATH of such a folder, or {shipped}"
+    fix = f"from {data_set.origin}" if data_set.origin else f"or {shipped}"
+    return f"Expected layout: {'; or '.join(layouts)}. Fix: data.root=PATH of such a folder, {fix}"

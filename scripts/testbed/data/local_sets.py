@@ -1,4 +1,4 @@
-"""The sets with a local layout of their own: three that are shipped, and eight that the hub has too."""
+"""The sets with a local layout of their own: three that are shipped, eight that the hub has too, four it has not."""
 
 from scripts.testbed.data import readers
 from scripts.testbed.data.data_set import HELD_OUT, DataSet, bio
@@ -7,6 +7,8 @@ from scripts.testbed.data.hub import PARQUET_COPY, HubSource, Pick
 THREE = {"train": "train", "valid": "validation", "test": "test"}
 LABELLED = {"train": "train", "test": "validation"}
 
+ONE_M2 = "S and a sentence, or A and an edit of it; an empty line between sentences"
+BEA_ORIGIN = "https://www.cl.cam.ac.uk/research/nl/bea2019st"
 JFLEG_FILES = tuple(f"{split}.{kind}" for split in ("dev", "test") for kind in ("src", "ref0", "ref1", "ref2", "ref3"))
 
 LOCAL_SETS = (
@@ -46,6 +48,37 @@ LOCAL_SETS = (
         read=readers.brown_jfleg,
         files=JFLEG_FILES,
         line="one sentence, aligned by line number",
+        origin="https://github.com/keisks/jfleg, its folders dev and test in one",
+    ),
+    DataSet(
+        name="bea2019",
+        task="correction",
+        licence="research use, by the licence of each corpus",
+        splits=HELD_OUT,
+        read=readers.bea2019,
+        files=(readers.BEA_TRAIN, readers.BEA_DEV),
+        line=f"{ONE_M2}; {', '.join(readers.BEA_MORE)} beside them train too",
+        origin=BEA_ORIGIN,
+    ),
+    DataSet(
+        name="conll14",
+        task="correction",
+        licence="research use, by the licence of each corpus",
+        splits="train and valid are BEA-2019's, test is CoNLL-2014's",
+        read=readers.conll14,
+        files=(readers.BEA_TRAIN, readers.BEA_DEV, readers.CONLL14),
+        line=f"{ONE_M2}; {', '.join(readers.BEA_MORE)} beside them train too",
+        origin=f"{BEA_ORIGIN} and https://www.comp.nus.edu.sg/~nlp/conll14st.html",
+    ),
+    DataSet(
+        name="debian_synopses",
+        task="summarization",
+        licence="free software, each text by its package's licence",
+        splits="split by source package",
+        read=readers.debian_synopses,
+        files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
+        line="description TAB synopsis",
+        origin="python -m scripts.testbed.corpora.extract_debian_synopses --out PATH",
     ),
     DataSet(
         name="multi30k",

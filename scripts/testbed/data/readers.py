@@ -6,6 +6,7 @@ A split named "all" has yet to be cut into train, valid and test; see splits.py.
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from scripts.testbed.data import m2
 from scripts.testbed.data.files import (
     Located,
     aligned_lines_of,
@@ -21,6 +22,10 @@ from scripts.testbed.data.tasks import Row
 Splits = dict[str, Iterable[Located]]
 Reader = Callable[[Path], Splits]
 BROWN = Path(__file__).parent.parent / "corpora" / "brown_gec"
+BEA_TRAIN = "ABC.train.gold.bea19.m2"
+BEA_DEV = "ABCN.dev.gold.bea19.m2"
+BEA_MORE = ("fce.train.gold.bea19.m2", "lang8.train.auto.bea19.m2", "nucle.train.gold.bea19.m2")
+CONLL14 = "official-2014.combined.m2"
 
 
 def libreoffice_help_de_en(root: Path) -> Splits:
@@ -188,3 +193,29 @@ def brown_gec(root: Path) -> Splits:
 def brown_jfleg(root: Path) -> Splits:
     """The shipped sentences with artificial errors to train on; JFLEG's, which learners wrote, to choose and score."""
     return {"train": brown_gec(BROWN)["train"], **jfleg(root)}
+
+
+def bea_train(root: Path) -> Iterator[Located]:
+    """W&I's training file, and behind it those of the shared task's other training sets that lie beside it."""
+    for file in (BEA_TRAIN, *(file for file in BEA_MORE if (root / file).is_file())):
+        yield from m2.rows_of(root / file)
+
+
+def bea2019(root: Path) -> Splits:
+    """M2 files of the shared task; its development split is the test split, for the answers to its test are secret."""
+    return {"train": bea_train(root), "test": m2.rows_of(root / BEA_DEV)}
+
+
+def conll14(root: Path) -> Splits:
+    """BEA-2019 to train on and choose by; CoNLL-2014's essays, corrected by two annotators, to score."""
+    return {"train": bea_train(root), "valid": m2.rows_of(root / BEA_DEV), "test": m2.rows_of(root / CONLL14)}
+
+
+def debian_synopses(root: Path) -> Splits:
+    """Description TAB synopsis, under xz."""
+
+    def rows(split: str) -> Iterator[Located]:
+        for place, (text, synopsis) in cells_of(root / f"{split}.tsv.xz", ("description", "synopsis")):
+            yield place, {"source": text, "target": synopsis, "references": [synopsis]}
+
+    return {split: rows(split) for split in ("train", "valid", "test")}

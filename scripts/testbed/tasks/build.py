@@ -10,6 +10,7 @@ from configs.typed import ConfigError
 from scripts.testbed import pretrained
 from scripts.testbed.data.load import Data, load
 from scripts.testbed.data.tokenizer import train_tokenizer
+from scripts.testbed.tasks import edits
 from scripts.testbed.tasks.classification import Classification
 from scripts.testbed.tasks.task import Task
 from scripts.testbed.tasks.translation import Translation
@@ -23,7 +24,8 @@ def build(config: Config, folder: Path) -> Task:
         folder: The run's folder; the tokenizer is saved in it.
 
     Raises:
-        ConfigError: Where the data's kind of task and the kind of network do not go together.
+        ConfigError: Where the data's kind of task and the kind of network or a metric that is asked for do not go
+            together, or that metric is not installed.
     """
     stand_in = config.data.stand_in if config.smoke else None
     data = load(config.data if stand_in is None else dataclasses.replace(config.data, name=stand_in, root=None))
@@ -33,10 +35,12 @@ def build(config: Config, folder: Path) -> Task:
             f"model.kind: got {config.model.kind} for {config.data.name}, which is {data.task}; "
             "accepts marian or bart for text generation and bert for classification"
         )
+    further = edits.metrics(config.comparison.errant, data.task)
     tokenizer = tokenizer_of(config, data)
     tokenizer.save_pretrained(folder / "tokenizer")
-    kind: type[Translation] | type[Classification] = Translation if translates else Classification
-    return kind(data, tokenizer, config.model, seed=config.seed)
+    if translates:
+        return Translation(data, tokenizer, config.model, seed=config.seed, further=further)
+    return Classification(data, tokenizer, config.model, seed=config.seed)
 
 
 def tokenizer_of(config: Config, data: Data) -> PreTrainedTokenizerFast:

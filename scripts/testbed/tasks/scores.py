@@ -39,6 +39,10 @@ class Metric:
         """The score of a corpus."""
         return self.score(self.figures(hypotheses, references, sources).sum(0))
 
+    def by_name(self, sums: Figures) -> dict[str, float]:
+        """The score and its parts of a sum over sentences."""
+        return {self.name: self.score(sums), **{part: of(sums) for part, of in self.parts.items()}}
+
 
 def bleu_figures(hypotheses: Sequence[str], references: Sequence[Sequence[str]], sources: Sequence[str]) -> Figures:
     """N-gram matches and counts of each order, and both lengths; sources are not read."""

@@ -14,7 +14,7 @@ from scripts.testbed import memory, networks
 from scripts.testbed.data import Data
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
-from scripts.testbed.tasks.scores import OF_TASK
+from scripts.testbed.tasks.scores import OF_TASK, Metric
 from scripts.testbed.tasks.task import IGNORED, Evaluation, Example, Predictor, Splits, by_length, pad
 
 NUM_SHOWN = 10
@@ -29,13 +29,23 @@ class Translation:
         tokenizer: Trained on the training split alone.
         model: Sizes of the network.
         seed: Seed of the network's weights.
+        further: Metrics beside the task's own.
     """
 
     generates = True
 
-    def __init__(self, data: Data, tokenizer: PreTrainedTokenizerFast, model: ModelConfig, *, seed: int) -> None:
+    def __init__(
+        self,
+        data: Data,
+        tokenizer: PreTrainedTokenizerFast,
+        model: ModelConfig,
+        *,
+        seed: int,
+        further: Sequence[Metric] = (),
+    ) -> None:
         self.data = data
         self.metric = OF_TASK[data.task]
+        self.further = further
         self._model = model
         self._seed = seed
         self.tokenizer = tokenizer
@@ -97,12 +107,13 @@ class Translation:
             hypotheses = memory.translate(sources, self.data.train["source"], self.data.train["target"])
         else:
             return None
-        metric = self.metric
-        sums = metric.figures(hypotheses, self.references(self.data.test), sources).sum(0)
-        score = metric.score(sums)
-        rows = [Row(provider=name, metric=metric.name, unit=metric.unit, value=score)]
-        rows += [Row(provider=name, metric=part, unit=metric.unit, value=of(sums)) for part, of in metric.parts.items()]
-        return Evaluation(rows=tuple(rows), summary={f"{metric.name}_{name}": score})
+        references = self.references(self.data.test)
+        rows = tuple(
+            Row(provider=name, metric=part, unit=metric.unit, value=value)
+            for metric in (self.metric, *self.further)
+            for part, value in metric.by_name(metric.figures(hypotheses, references, sources).sum(0)).items()
+        )
+        return Evaluation(rows=rows, summary={f"{self.metric.name}_{name}": rows[0].value})
 
     def _tokenize(self, rows: Sequence[Example]) -> list[Example]:
         limit = {"truncation": True, "max_length": self._model.max_length}

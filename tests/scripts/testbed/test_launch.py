@@ -52,7 +52,7 @@ def test_a_named_run_is_continued_and_must_exist(tmp_path: Path) -> None:
         (["experiment=nowhere/nothing"], "error: experiment: got 'nowhere/nothing', accepts"),
         (
             [],
-            "error: experiment: missing; accepts bliss/gec_small, ",
+            "error: experiment: missing; accepts bliss/debian_synopses, ",
         ),
         (["experiment=quartet/dmo"], "did you mean quartet/demo?"),
     ],

@@ -199,7 +199,19 @@ def test_a_broken_hub_file_is_named(tmp_path: Path, file: str, content: str, mes
     assert "train*, validation* as parquet, jsonl or csv with the columns of hub:stanfordnlp/sst2" in str(caught.value)
 
 
-def test_without_a_network_the_error_comes_at_once_with_path_layout_and_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wnut17", ("hub:leondz/wnut_17", "train.conll", "token TAB tag")),
+        ("iwslt14_de_en", ("hub:bbaaaa/iwslt14-de-en", "train*, validation*, test* as parquet, jsonl or csv")),
+        ("wmt14_en_de", ("hub:wmt/wmt14/de-en", "as parquet, jsonl or csv")),
+        ("wmt16_ro_en", ("hub:wmt/wmt16/ro-en", "as parquet, jsonl or csv")),
+        ("cnn_dailymail", ("hub:abisee/cnn_dailymail/3.0.0", "as parquet, jsonl or csv")),
+    ],
+)
+def test_without_a_network_the_error_comes_at_once_with_path_layout_and_fix(
+    name: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no route")
 
@@ -210,16 +222,9 @@ def test_without_a_network_the_error_comes_at_once_with_path_layout_and_fix(monk
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     monkeypatch.setattr(datasets, "load_dataset", download)
     with pytest.raises(DataError) as caught:
-        load(DataConfig(name="wnut17"))
+        load(DataConfig(name=name))
     message = str(caught.value)
-    for part in (
-        "data wnut17:",
-        "hub:leondz/wnut_17",
-        "no route",
-        "train.conll",
-        "token TAB tag",
-        "Fix: data.root=PATH",
-    ):
+    for part in (f"data {name}:", "no route", "Fix: data.root=PATH", *expected):
         assert part in message
     assert caught.value.__cause__ is not None
     assert isinstance(caught.value.__cause__.__cause__, OSError)

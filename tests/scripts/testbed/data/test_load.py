@@ -16,6 +16,20 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
             load(DataConfig(name=name, root=str(tmp_path / "none")))
 
 
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("bea2019", "https://www.cl.cam.ac.uk/research/nl/bea2019st"),
+        ("conll14", "https://www.cl.cam.ac.uk/.* and https://www.comp.nus.edu.sg"),
+        ("debian_synopses", "python -m scripts.testbed.corpora.extract_debian_synopses --out PATH"),
+        ("brown_jfleg", "https://github.com/keisks/jfleg"),
+    ],
+)
+def test_a_set_that_neither_ships_nor_is_on_the_hub_says_where_it_comes_from(name: str, origin: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.root: got null.*Fix: data\.root=PATH of such a folder, from {origin}"):
+        load(DataConfig(name=name))
+
+
 def test_an_empty_folder_is_no_reason_to_take_other_data(tmp_path: Path) -> None:
     for name in DATA_SETS:
         with pytest.raises(DataError, match="no such file"):

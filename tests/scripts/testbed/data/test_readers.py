@@ -32,6 +32,8 @@ MRPC = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t2\t3\ta \tb\r\n"
 JFLEG = {
     f"{s}.{k}": f"{k} one . \n{k} two .\n" for s in ("dev", "test") for k in ("src", "ref0", "ref1", "ref2", "ref3")
 }
+ESSAYS = "".join(f"S Essay {n} have errors .\nA 2 3|||R:VERB:SVA|||has|||REQUIRED|||-NONE-|||0\n\n" for n in range(60))
+TWICE = "S This are fine\nA 1 2|||SVA|||is|||REQUIRED|||-NONE-|||0\nA -1 -1|||noop|||-NONE-|||REQUIRED|||-NONE-|||1\n\n"
 
 FILES: dict[str, dict[str, str]] = {
     "libreoffice_help_de_en": {f"{s}.tsv.xz": "ja\tyes\nnein\tno\n" for s in ("train", "valid", "test")},
@@ -49,9 +51,19 @@ FILES: dict[str, dict[str, str]] = {
     "brown_gec": {f"{s}.tsv.xz": "one sentence .\nanother one .\n" for s in ("train", "valid", "test")},
     "brown_jfleg": JFLEG,
     "scitldr": {f"{s}.jsonl.gz": PAPER for s in ("train", "dev", "test")},
+    "debian_synopses": {f"{s}.tsv.xz": "Long text.\tshort\nMore.\tless\n" for s in ("train", "valid", "test")},
+    "bea2019": {"ABC.train.gold.bea19.m2": ESSAYS, "ABCN.dev.gold.bea19.m2": TWICE},
+    "conll14": {
+        "ABC.train.gold.bea19.m2": ESSAYS,
+        "ABCN.dev.gold.bea19.m2": TWICE * 2,
+        "official-2014.combined.m2": TWICE,
+    },
 }
 SIZES = {
     **dict.fromkeys(("libreoffice_help_de_en", "vader_movie", "sst2", "wnut17", "multi30k", "brown_gec"), (2, 2, 2)),
+    "debian_synopses": (2, 2, 2),
+    "bea2019": (54, 6, 1),
+    "conll14": (60, 2, 1),
     **dict.fromkeys(("mrpc", "scitldr"), (1, 1, 1)),
     "cola": (53, 7, 1),
     "xquad": (10, 25, 25),
@@ -106,6 +118,14 @@ def test_what_the_rows_hold(tmp_path: Path) -> None:
         },
         "brown_jfleg": first["jfleg"],
         "scitldr": {"source": "One. Two.", "target": "Short.", "references": ["Short.", "Shorter."], "sentence_id": 0},
+        "debian_synopses": {"source": "Long text.", "target": "short", "references": ["short"], "sentence_id": 0},
+        "bea2019": first["conll14"],
+        "conll14": {
+            "source": "This are fine",
+            "target": "This is fine",
+            "references": ["This is fine", "This are fine"],
+            "sentence_id": 0,
+        },
     }
     assert first["xquad"]["answers"] == {"text": ["article"], "answer_start": [0]}
 
@@ -153,6 +173,8 @@ def without(key: str) -> str:
         ("jfleg", "test.ref2", "ref2 one\n\n", r"test\.ref2:2: empty line"),
         ("scitldr", "test.jsonl.gz", '{"source": "One.", "target": ["S"]}\n', r"test\.jsonl\.gz:1: source: not a list"),
         ("scitldr", "test.jsonl.gz", '{"source": ["One."], "target": []}\n', r"test\.jsonl\.gz:1: target: no summary"),
+        ("debian_synopses", "test.tsv.xz", "text\n", r"test\.tsv\.xz:1: 1 columns.*description TAB synopsis"),
+        ("conll14", "official-2014.combined.m2", "This are\n", r"official-2014\.combined\.m2:1: 'This are' is neither"),
     ],
 )
 def test_a_broken_line_is_named_with_layout_and_fix(
@@ -162,3 +184,11 @@ def test_a_broken_line_is_named_with_layout_and_fix(
         load_written(tmp_path, name, **{file: text})
     assert "Expected layout: " in str(caught.value)
     assert "Fix: data.root=PATH" in str(caught.value)
+
+
+def test_other_training_sets_of_the_shared_task_are_read_where_they_lie_beside(tmp_path: Path) -> None:
+    write(tmp_path, "fce.train.gold.bea19.m2", TWICE * 3)
+    for name in ("bea2019", "conll14"):
+        data = load_written(tmp_path, name)
+        assert len(data.train) + len(data.valid) * (name == "bea2019") == 63
+        assert list(data.train["target"]).count("This is fine") == 3
