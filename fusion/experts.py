@@ -20,7 +20,7 @@ from fusion.plan.workload import mlp
 from fusion.run.check import DTYPES
 from fusion.run.executors import DEFAULT
 from fusion.run.form import form_of
-from fusion.run.grouped import call_grouped, is_run_grouped
+from fusion.run.grouped import call_grouped, is_due_grouped, is_run_grouped
 
 
 def feed_forward(
@@ -64,26 +64,28 @@ def feed_forward(
     _check(rows_RM, counts, up_weight_EGM, up_bias_EG, down_weight_EMH, down_bias_EM, gated=gated)
     autocast = torch.is_autocast_enabled(rows_RM.device.type)
     dtype = torch.get_autocast_dtype(rows_RM.device.type) if autocast else up_weight_EGM.dtype
-    rows_RM = rows_RM.to(dtype)
-    up_EGM, down_EMH = up_weight_EGM.to(dtype), down_weight_EMH.to(dtype)
-    up_EG, down_EM = (None if bias is None else bias.to(dtype) for bias in (up_bias_EG, down_bias_EM))
+    whole = _chain(activation, _dtype_name(dtype), gated=gated, bias=up_bias_EG is not None)
+    given = {
+        "A": rows_RM, **_halves(up_weight_EGM, up_bias_EG, gated=gated), "D": down_weight_EMH, "bias_E": down_bias_EM
+    }  # fmt: skip
+    if otherwise is not None and not is_due_grouped(form_of(whole), _of(whole, given), counts, executor):
+        return otherwise()
+    values = {name: None if tensor is None else tensor.to(dtype) for name, tensor in given.items()}
     run = functools.partial(_run, counts=counts, executor=executor)
-    whole = _chain(activation, _dtype_name(dtype), gated=gated, bias=up_EG is not None)
-    halves = _halves(up_EGM, up_EG, gated=gated)
-    values = {"A": rows_RM, **halves, "D": down_EMH, "bias_E": down_EM}
     if is_run_grouped(form_of(whole), _of(whole, values), counts, executor):
         return run(whole, values)
     linear = last_alone(whole)
-    first_map = {"C": rows_RM, "D": up_EGM, "bias_E": up_EG}
+    up_EGM, up_EG = up_weight_EGM.to(dtype), None if up_bias_EG is None else up_bias_EG.to(dtype)
+    first_map = {"C": values["A"], "D": up_EGM, "bias_E": up_EG}
     if otherwise is not None and not is_run_grouped(form_of(linear), _of(linear, first_map), counts, executor):
         return otherwise()
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows_RM, up_EGM, down_EMH)):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows_RM, up_EGM, down_weight_EMH)):
         hidden_RG = run(linear, first_map)
         first, *second = hidden_RG.chunk(2, dim=-1) if gated else (hidden_RG,)
         hidden_RH = functools.reduce(torch.mul, second, KNOWN[activation](first))
     else:
         hidden_RH = run(without_last(whole), values)
-    return run(linear, {"C": hidden_RH, "D": down_EMH, "bias_E": down_EM})
+    return run(linear, {"C": hidden_RH, "D": values["D"], "bias_E": values["bias_E"]})
 
 
 def _run(chain: Chain, values: Mapping[str, Tensor | None], *, counts: Sequence[int], executor: str) -> Tensor:

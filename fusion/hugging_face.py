@@ -24,7 +24,7 @@ from fusion.plan.stages import Causal, Dim, Elementwise, Input, MatMul, Softmax,
 from fusion.run.check import DTYPES
 from fusion.run.executors import DEFAULT
 from fusion.run.form import form_of
-from fusion.run.operator import call_chain, is_run
+from fusion.run.operator import call_chain, is_due, is_run, run_in_torch
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +76,28 @@ def attention_forward(
     reason = _obstacle(query, key, value, dropout, options)
     if not reason:
         form, tensors = _chain_of(query, key, value, (bias, attention_mask), scaling, causal=causal)
-        if torch.compiler.is_compiling() or not query.numel() or is_run(form, tensors, DEFAULT):
-            output_ZMGRH = call_chain(form, tensors, DEFAULT)
-            return output_ZMGRH.reshape(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+        if torch.compiler.is_compiling() or not query.numel() or _is_run(form, tensors):
+            return _joined(call_chain(form, tensors, DEFAULT)), None
+        if query.device.type == "cpu" and _is_training(tensors):  # which torch's attention is not always best at
+            return _joined(run_in_torch(form, tensors)), None
         reason = "no kernel runs it on this device, or none has been looked for yet"
     _say_once(reason)
     given = {"dropout": dropout, "scaling": scaling, "is_causal": causal if attention_mask is None else False}
     output, _ = _torchs_attention()(module, query, key, value, attention_mask, **given, **options)
     return output, None
+
+
+def _is_training(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _joined(output_ZMGRH: Tensor) -> Tensor:
+    """The heads as one dimension; without groups they are one already."""
+    return output_ZMGRH.flatten(2, -2)
+
+
+def _is_run(form: str, tensors: Sequence[Tensor]) -> bool:
+    return is_due(form, tensors, DEFAULT) and is_run(form, tensors, DEFAULT)
 
 
 def register() -> None:

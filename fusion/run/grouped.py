@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from fusion.plan.chain import Chain
 from fusion.run.executors import DEFAULT
 from fusion.run.form import of_sizes, read_form, sizes_of
-from fusion.run.operator import is_run, run_backward, run_forward
+from fusion.run.operator import is_due, is_run, run_backward, run_forward
 from fusion.run.unfused import run_unfused
 
 ROWS = "M"  # the letter of the dimension that groups have different sizes of
@@ -66,6 +66,21 @@ def is_run_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], 
     _check(form, tensors, counts)
     largest = max(range(len(counts)), key=counts.__getitem__)
     return is_run(form, _groups(form, tensors, counts)[largest], executor)
+
+
+def is_due_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], executor: str = DEFAULT) -> bool:
+    """Count a call, and say whether an executor that is to be patient is asked of the largest group's chain by now.
+
+    Args:
+        form: As for `call_grouped`.
+        tensors: As for `call_grouped`, of any dtype.
+        counts: As for `call_grouped`.
+        executor: As for `call_grouped`.
+
+    Source: not in the paper.
+    """
+    largest = max(range(len(counts)), key=counts.__getitem__)
+    return is_due(form, _groups(form, tensors, counts)[largest], executor)
 
 
 def _check(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from fusion.plan.stages import Softmax
 from fusion.run.autograd import backwards, forwards
 from fusion.run.check import DTYPES
 from fusion.run.executors import DEFAULT, Call, Described, by_itself, check, executors, plan_of, wanted_names
-from fusion.run.form import read_form, sizes_of
+from fusion.run.form import of_sizes, read_form, sizes_of
 from fusion.run.unfused import run_unfused
 
 
@@ -45,7 +45,7 @@ def call_chain(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) ->
 
 
 def is_run(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) -> bool:
-    """Whether an executor runs a chain, or leaves it to torch; where it is to be patient, for the time being.
+    """Whether an executor runs a chain, or leaves it to torch.
 
     Args:
         form: Of the chain.
@@ -57,9 +57,34 @@ def is_run(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) -> boo
 
     Source: not in the paper.
     """
-    needs = _needs_of(tensors)
-    is_due = executors.is_due(form, needs, executor, [tensor.shape for tensor in tensors])
-    return is_due and _call_of(tensors, form, needs, executor).execute is not None
+    return _call_of(tensors, form, _needs_of(tensors), executor).execute is not None
+
+
+def is_due(form: str, tensors: Sequence[Tensor], executor: str = DEFAULT) -> bool:
+    """Count a call, and say whether an executor that is to be patient is asked of the chain by now.
+
+    Args:
+        form: Of the chain.
+        tensors: As for `call_chain`, of any dtype.
+        executor: Name of the executor.
+
+    Source: not in the paper.
+    """
+    return executors.is_due(form, _needs_of(tensors), executor, [tensor.shape for tensor in tensors])
+
+
+def run_in_torch(form: str, tensors: Sequence[Tensor]) -> Tensor:
+    """Run a chain product by product, with torch's own gradients.
+
+    Args:
+        form: Of the chain.
+        tensors: As for `call_chain`.
+
+    Source: not in the paper.
+    """
+    chain = of_sizes(form, sizes_of(read_form(form), [tensor.shape for tensor in tensors]))
+    names = [tensor.name for tensor in chain.inputs]
+    return run_unfused(chain, dict(zip(names, tensors, strict=True)))
 
 
 def needs_text(chain: Chain, names: frozenset[str]) -> str:

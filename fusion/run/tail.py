@@ -55,8 +55,7 @@ def finish(chain: Chain, tail: Tail, x: Tensor, operands: Mapping[str, Tensor]) 
                 )
                 y = y.masked_fill(columns > rows + diagonal, -torch.inf)
             case Softmax(over=over):
-                empty = (y == -torch.inf).all(letters.index(over), keepdim=True)
-                y = y.masked_fill(empty, 0.0).softmax(letters.index(over)).masked_fill(empty, 0.0)
+                y = _softmax(y, letters.index(over))
     return y.to(x.dtype)
 
 
@@ -82,6 +81,16 @@ def gradients_of_finish(
         value = finish(chain, tail, start, leaves)
     first, *others = torch.autograd.grad(value, [start, *(leaves[name] for name in wanted)], upstream)
     return first, dict(zip(wanted, others, strict=True))
+
+
+def _softmax(y: Tensor, dim: int) -> Tensor:
+    """Rows without entries are zero; on a CPU, where it is quick to ask, most calls are spared the passes for them."""
+    if not y.numel():
+        return y.softmax(dim)
+    empty = y.detach().amax(dim, keepdim=True) == -torch.inf
+    if y.device.type == "cpu" and not bool(empty.any()):
+        return y.softmax(dim)
+    return y.masked_fill(empty, 0.0).softmax(dim).masked_fill(empty, 0.0)
 
 
 def _along(tensor: Tensor, letters: str, target: str) -> Tensor:

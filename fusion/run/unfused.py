@@ -18,6 +18,8 @@ from fusion.plan.chain import Chain
 from fusion.plan.stages import Causal, Elementwise, MatMul, Softmax
 from fusion.run.tail import finish
 
+SHORT = 128  # keys: for so few, torch's attention takes up to eight times as long with gradients (bf16 with AMX)
+
 
 def run_unfused(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
     """Run a chain with every value written out, but for the scores of attention where torch keeps them inside.
@@ -30,7 +32,7 @@ def run_unfused(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
         The output, contiguous; differentiable.
     """
     attention = attention_of(chain)
-    if attention is not None:
+    if attention is not None and not _is_short(attention, chain, tensors):
         value = attention.run(chain, tensors)
         return finish(chain, chain.epilogue(chain.output), value, tensors).contiguous()
     letters, values = chain.tensors, dict(tensors)
@@ -40,6 +42,13 @@ def run_unfused(chain: Chain, tensors: Mapping[str, Tensor]) -> Tensor:
             value = _product(values[stage.left], values[stage.right], *named)
             values[stage.out] = finish(chain, chain.epilogue(stage.out), value, values)
     return values[chain.output].contiguous()
+
+
+def _is_short(attention: "Attention", chain: Chain, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether product by product is faster on a CPU: with gradients, where scores are few."""
+    needs = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())
+    on_cpu = tensors[attention.query].device.type == "cpu"
+    return needs and on_cpu and chain.sizes[attention.column] <= SHORT
 
 
 def _product(left: Tensor, right: Tensor, of_left: str, of_right: str, of_out: str) -> Tensor:
