@@ -181,6 +181,7 @@ class _Backward:
         self.gradients: dict[str, Tensor] = {}
         self.lse: dict[str, Tensor] = {}
         self.delta: dict[str, Tensor] = {}
+        self.statistics: dict[tuple[Statistic, str], Tensor] = {}
         self.found: dict[str, Tensor] = {}
 
     def run(self, upstream: Tensor) -> dict[str, Tensor]:
@@ -214,7 +215,7 @@ class _Backward:
         self.gradients[segment.value] = gradient
         if segment.delta_over:
             axis = self.plan.chain.tensors[segment.value].index(segment.delta_over)
-            self.delta[segment.value] = (gradient * self.cores[segment.value]).sum(axis)
+            self.delta[segment.value] = _sum_of_products(gradient, self.cores[segment.value], axis)
         for step in segment.steps:
             tensors = {name: self.tensor(segment, source, step.chain, name) for name, source in step.sources}
             part = self.execute(step.chain, tensors, exact=bool(step.summed))
@@ -247,13 +248,25 @@ class _Backward:
                 return gradient
             case "ones":
                 return gradient.new_ones(chain.shape(name))
-            case "neg_delta" | "neg_delta_rest" as kind:
-                return _part(kind, self.delta[segment.value], gradient.dtype)
             case kind:
-                return _part(kind, self.lse[segment.value], gradient.dtype)
+                return self.statistic(kind, segment.value, gradient.dtype)
+
+    def statistic(self, kind: Statistic, value: str, dtype: torch.dtype) -> Tensor:
+        """A part of a row statistic; chains of the same segment share it."""
+        if (kind, value) not in self.statistics:
+            exact = self.delta[value] if kind in ("neg_delta", "neg_delta_rest") else self.lse[value]
+            self.statistics[kind, value] = _part(kind, exact, dtype)
+        return self.statistics[kind, value]
 
     def add(self, target: str, part: Tensor) -> None:
         self.found[target] = self.found[target] + part if target in self.found else part
+
+
+def _sum_of_products(narrow: Tensor, wide: Tensor, axis: int) -> Tensor:
+    """Sums along an axis, in the wider type; to multiply mixed types takes thrice as long."""
+    if narrow.dtype == wide.dtype:
+        return (narrow * wide).sum(axis)
+    return narrow.to(wide.dtype).mul_(wide).sum(axis)
 
 
 def _part(kind: Statistic, exact: Tensor, dtype: torch.dtype) -> Tensor:
