@@ -17,7 +17,8 @@ def vanishing(chain: Chain, value: str) -> Causal | None:
         value: Of a product.
 
     Returns:
-        The stage, if a softmax or an exponent makes zeros of its -inf, and nothing later makes more of them.
+        The stage, if a softmax or an exponent makes zeros of its -inf, and nothing later makes more of them; that of
+        another value, if the value is multiplied by it.
     """
     found: Causal | None = None
     zero = False
@@ -29,9 +30,16 @@ def vanishing(chain: Chain, value: str) -> Causal | None:
                 zero = found is not None and not zero
             case Elementwise(operation="add" | "mask"):
                 zero = False
+            case Elementwise(operation="mul", operand=str(other)) if found is None and other in _values(chain):
+                found = vanishing(chain, other)
+                zero = found is not None
             case _:
                 pass
     return found if zero else None
+
+
+def _values(chain: Chain) -> set[str]:
+    return {product.out for product in chain.products}
 
 
 def bounds(tiles: Tiles, sums: list[str], letter: str, known: str, at: At) -> tuple[str, str]:

@@ -128,19 +128,21 @@ class StatementText:
     def _limit(self, value: str, left: str) -> str:
         """What of a product a causal mask leaves: of the value itself, or of the left operand that it sums over."""
         for kind, name in (("Columns", value), ("Depth", left)):
-            mask = self.cut(name) if name in self.storage.scratch else None
-            if mask is not None and (name == value or mask.row == self.storage.row(value)):
-                return f"{kind}{{{self._offset(mask)}}}"
+            mask = vanishing(self.storage.chain, name) if name in self.storage.scratch else None
+            if mask is not None and self.storage.row(name) == self.storage.row(value):
+                side = "Before" if self._ends(name, mask) else "From"
+                return f"{kind}{side}({self._offset(name, mask)})"
         return "Full()"
 
-    def cut(self, value: str) -> Causal | None:
-        """The mask beyond which a value's rows are zero, so that they end there."""
-        mask = vanishing(self.storage.chain, value)
-        return mask if mask is not None and mask.column == self.storage.column[value] else None
+    def _ends(self, value: str, mask: Causal) -> bool:
+        """Whether what a mask leaves of a value's row is its beginning; else it is its end."""
+        return mask.column == self.storage.column[value]
 
-    @staticmethod
-    def _offset(mask: Causal) -> str:
-        return f"{mask.row}_at - {mask.column}_at + {mask.diagonal + 1}"
+    def _offset(self, value: str, mask: Causal) -> str:
+        """Where that ends or begins in the tile's first row; one column on with every row."""
+        row, column = self.storage.row(value), self.storage.column[value]
+        shift = mask.diagonal + 1 if self._ends(value, mask) else -mask.diagonal
+        return f"{row}_at - {column}_at + {shift}"
 
     def _left(self, name: str, row: str, over: str) -> str:
         """Pointer of a left operand, and its strides along rows and depth."""
@@ -172,7 +174,7 @@ class StatementText:
     def _finish(self, value: str) -> Iterator[str]:
         """A value's epilogue: passes over its tile, one for what leads to each softmax and one for what is left."""
         changes: list[Elementwise | Causal] = []
-        cut = self.cut(value)
+        cut = vanishing(self.storage.chain, value)
         for stage in self.storage.chain.epilogue(value):
             if stage == cut:
                 continue
@@ -248,20 +250,25 @@ class StatementText:
         column, wide = storage.column[value], last and value in self._finished_wide
         if wide:
             yield f"{INDENT}{storage.operand}* const wide = {value}_wide + r * {storage.wide_ld(column)};"
-        cut = self.cut(value)
+        cut = vanishing(storage.chain, value)
         if cut is not None:
-            length = f"{cut.column}_len"
-            yield f"{INDENT}const int64_t kept = std::clamp<int64_t>(r + {self._offset(cut)}, 0, {length});"
+            name = "kept" if self._ends(value, cut) else "skipped"
+            offset = self._offset(value, cut)
+            yield f"{INDENT}const int64_t {name} = std::clamp<int64_t>(r + {offset}, 0, {column}_len);"
         yield from (INDENT + line for line in lines)
-        if last and cut is not None and (not wide or value in storage.read_exact):
-            yield f"{INDENT}clear(row, kept, {length});"
-        if wide:
-            yield f"{INDENT}clear(wide, {f'{column}_len' if cut is None else 'kept'}, {column}_len);"
+        written = ["wide"] * wide + ["row"] * (not wide or value in storage.read_exact)
+        if last and cut is not None and not self._ends(value, cut):
+            yield from (f"{INDENT}clear_before({name}, skipped);" for name in written)
+        elif last and cut is not None:
+            yield from (f"{INDENT}clear({name}, kept, {column}_len);" for name in written)
+        if wide and (cut is None or not self._ends(value, cut)):
+            yield f"{INDENT}clear(wide, {column}_len, {column}_len);"
         yield "}"
 
     def _over_vectors(self, value: str, changes: Changes, after: Sequence[str]) -> list[str]:
         storage, column, row = self.storage, self.storage.column[value], self.storage.row(value)
-        length = f"{column}_len" if self.cut(value) is None else "kept"
+        cut = vanishing(storage.chain, value)
+        left = f"{column}_len" if cut is None else "kept" if self._ends(value, cut) else f"skipped, {column}_len"
         before, lines = [], ["V x = load(row + c);"]
         for index, stage in enumerate(changes):
             operand = operand_text(stage, storage, column)
@@ -270,7 +277,7 @@ class StatementText:
                 operand = f"fixed_{index}"
             lines.append(stage_line(stage, operand, row, column))
         body = [INDENT + line for line in (*lines, *after)]
-        return ["{", *before, f"vectors({length}, [&](int64_t c, auto inside) {{", *body, "});", "}"]
+        return ["{", *before, f"vectors({left}, [&](int64_t c, auto inside) {{", *body, "});", "}"]
 
 
 def _leading_scale(changes: Changes) -> tuple[float, Changes]:

@@ -28,6 +28,23 @@ inline void vectors(int64_t cols, F each) {
   if (c < cols) each(c, first(cols - c));
 }
 
+// The same for those from `begin` on.
+template <class F>
+inline void vectors(int64_t begin, int64_t cols, F each) {
+  int64_t c = begin / W * W;
+  if (c < begin) {
+    each(c, between(begin - c, cols - c));
+    c += W;
+  }
+  for (; c + W <= cols; c += W) each(c, All());
+  if (c < cols) each(c, first(cols - c));
+}
+
+// Zeros up to the vector that holds `end`, which has them already.
+inline void clear_before(float* p, int64_t end) {
+  for (int64_t c = 0; c + W <= end; c += W) store(p + c, splat(0.0f));
+}
+
 // Zeros from the vector after `begin` on; the one that holds `begin` has them already.
 inline void clear(float* p, int64_t begin, int64_t cols) {
   for (int64_t c = (begin + W - 1) / W * W; c < cols; c += W) store(p + c, splat(0.0f));

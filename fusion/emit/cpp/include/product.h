@@ -92,28 +92,42 @@ __attribute__((noinline)) void block(const float* x, int64_t row, int64_t next, 
       store(c + r * ldc + v * W, add ? load(c + r * ldc + v * W) + sums[r][v] : sums[r][v]);
 }
 
-// Which part of a product a causal mask leaves: row r takes part in what is before r + offset.
+// Which part of a product a causal mask leaves. Row r takes part in what is before r + offset, or in what is from there on.
 struct Full {
-  static int64_t rows_before(int64_t) { return 0; }
-  static int64_t depth(int64_t, int64_t depth) { return depth; }
+  static int64_t first_row(int64_t) { return 0; }
+  static int64_t end_row(int64_t, int64_t rows) { return rows; }
+  static int64_t begin(int64_t, int64_t) { return 0; }
+  static int64_t end(int64_t, int64_t depth) { return depth; }
 };
-struct Columns {  // of a value that is masked: rows before the one that reaches a column need it not
+struct ColumnsBefore : Full {  // of a value that is masked: rows before the one that reaches a column need it not
   int64_t offset;
-  int64_t rows_before(int64_t column) const { return column >= offset ? column - offset + 1 : 0; }
-  static int64_t depth(int64_t, int64_t depth) { return depth; }
+  explicit ColumnsBefore(int64_t offset) : offset(offset) {}
+  int64_t first_row(int64_t column) const { return column >= offset ? column - offset + 1 : 0; }
 };
-struct Depth {  // of a sum over such a value: entries beyond what the last of some rows reaches are zero
+struct ColumnsFrom : Full {  // nor do those after the last that does
   int64_t offset;
-  static int64_t rows_before(int64_t) { return 0; }
-  int64_t depth(int64_t end_row, int64_t depth) const { return std::max<int64_t>(0, std::min(depth, end_row - 1 + offset)); }
+  explicit ColumnsFrom(int64_t offset) : offset(offset) {}
+  int64_t end_row(int64_t end_column, int64_t rows) const { return std::clamp<int64_t>(end_column - offset, 0, rows); }
+};
+struct DepthBefore : Full {  // of a sum over such a value: what no row of some takes part in is zero
+  int64_t offset;
+  explicit DepthBefore(int64_t offset) : offset(offset) {}
+  int64_t end(int64_t end_row, int64_t depth) const { return std::clamp<int64_t>(end_row - 1 + offset, 0, depth); }
+};
+struct DepthFrom : Full {
+  int64_t offset;
+  explicit DepthFrom(int64_t offset) : offset(offset) {}
+  int64_t begin(int64_t row, int64_t depth) const { return std::clamp<int64_t>(row + offset, 0, depth); }
 };
 
 // Rows of one panel: blocks of MR rows, the rest in smaller ones.
 template <int MR, int NV, bool MASKED, class L>
 inline void rows(L limit, int64_t r, const float* x, int64_t row, int64_t next, const float* y, int64_t step, Mask last,
                  float* c, int64_t ldc, int64_t count, int64_t depth, bool add) {
-  for (; r + MR <= count; r += MR)
-    block<MR, NV, MASKED>(x + r * row, row, next, y, step, last, c + r * ldc, ldc, limit.depth(r + MR, depth), add);
+  for (; r + MR <= count; r += MR) {
+    const int64_t begin = limit.begin(r, depth), steps = limit.end(r + MR, depth) - begin;
+    block<MR, NV, MASKED>(x + r * row + begin * next, row, next, y + begin * step, step, last, c + r * ldc, ldc, steps, add);
+  }
   if constexpr (MR > 1)
     rows<(MR > 4 ? 4 : MR / 2), NV, MASKED>(limit, r, x, row, next, y, step, last, c, ldc, count, depth, add);
 }
@@ -133,13 +147,14 @@ void product(L limit, const float* x, int64_t row, int64_t next, Y y, int64_t k,
   for (int64_t p = 0; p < Panel::count(vectors, NV); ++p) {
     const Panel at(vectors, NV, p);
     const int64_t step = y.step(at.width), left = cols - (vectors - 1) * W;
-    const int64_t r = std::min(count, limit.rows_before(at.begin * W));
+    const int64_t end = limit.end_row((at.begin + at.width) * W, count);
+    const int64_t r = std::min(end, limit.first_row(at.begin * W));
     const float* const from = y.panel(at.begin) + k * step;
     float* const to = c + at.begin * W;
     if (Y::MASKED && left < W && at.begin + at.width == vectors)
-      panel<MR, NV, Y::MASKED>(at.width, limit, r, x, row, next, from, step, first(left), to, ldc, count, depth, add);
+      panel<MR, NV, Y::MASKED>(at.width, limit, r, x, row, next, from, step, first(left), to, ldc, end, depth, add);
     else
-      panel<MR, NV, false>(at.width, limit, r, x, row, next, from, step, first(W), to, ldc, count, depth, add);
+      panel<MR, NV, false>(at.width, limit, r, x, row, next, from, step, first(W), to, ldc, end, depth, add);
   }
 }
 

@@ -76,6 +76,10 @@ void keep(bf16* p, V x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x, bf16()));
 }
 
+inline void clear_before(bf16* p, int64_t end) {
+  for (int64_t c = 0; c + W <= end; c += W) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + c), _mm256_setzero_si256());
+}
+
 // Zeros from the vector after `begin` on, to the end of the last tile.
 inline void clear(bf16* p, int64_t begin, int64_t cols) {
   for (int64_t c = (begin + W - 1) / W * W; c < deep(cols); c += W)
@@ -161,15 +165,18 @@ void product(L limit, const bf16* x, int64_t row, int64_t, Packed<bf16> y, int64
   asm volatile("" ::: "memory");  // the intrinsics do not say what they read and write
   for (int64_t v = 0; v < vectors; v += 2) {
     const bf16* const from = y.base + v * vector + k * W;
-    for (int64_t r = std::min(count, limit.rows_before(v * W)) / ROWS * ROWS; r < count; r += 2 * ROWS) {
-      const int64_t own = deep(limit.depth(std::min(r + 2 * ROWS, count), depth));
+    const int64_t end = limit.end_row((v + 2) * W, count);
+    for (int64_t r = std::min(end, limit.first_row(v * W)) / ROWS * ROWS; r < end; r += 2 * ROWS) {
+      const int64_t begin = limit.begin(r, depth) / DEEP * DEEP;
+      const int64_t own = deep(limit.end(std::min(r + 2 * ROWS, count), depth)) - begin;
       float* const to = c + r * ldc + v * W;
-      const bf16* const at = x + r * row;
-      const bool tall = r + ROWS < count, wide = v + 1 < vectors;
-      if (tall && wide) block<2, 2>(at, row, from, vector, to, ldc, own, add);
-      else if (tall) block<2, 1>(at, row, from, vector, to, ldc, own, add);
-      else if (wide) block<1, 2>(at, row, from, vector, to, ldc, own, add);
-      else block<1, 1>(at, row, from, vector, to, ldc, own, add);
+      const bf16* const at = x + r * row + begin;
+      const bf16* const y_at = from + begin * W;
+      const bool tall = r + ROWS < end, wide = v + 1 < vectors;
+      if (tall && wide) block<2, 2>(at, row, y_at, vector, to, ldc, own, add);
+      else if (tall) block<2, 1>(at, row, y_at, vector, to, ldc, own, add);
+      else if (wide) block<1, 2>(at, row, y_at, vector, to, ldc, own, add);
+      else block<1, 1>(at, row, y_at, vector, to, ldc, own, add);
     }
   }
   asm volatile("" ::: "memory");

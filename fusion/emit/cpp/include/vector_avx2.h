@@ -21,6 +21,9 @@ inline Mask first(int64_t n) {
   const int count = n > W ? W : n < 0 ? 0 : int(n);
   return {_mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))};
 }
+inline Mask between(int64_t a, int64_t b) {  // entries from a to before b
+  return {_mm256_andnot_si256(first(a).bits, first(b).bits)};
+}
 inline V select(Mask m, V x, V y) { return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(m.bits)); }
 inline Mask less(V x, V y) { return {_mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_LT_OQ))}; }
 inline Mask not_less(V x, V y) { return {_mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_NLT_UQ))}; }
@@ -48,7 +51,7 @@ inline float sum(V x) {
   return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
 }
 
-inline int count(Mask m) { return __builtin_popcount(_mm256_movemask_ps(_mm256_castsi256_ps(m.bits))); }
+inline bool has(Mask m, int entry) { return _mm256_movemask_ps(_mm256_castsi256_ps(m.bits)) >> entry & 1; }
 
 inline V widen(__m128i x, bf16) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 inline V widen(__m128i x, fp16) { return _mm256_cvtph_ps(x); }
@@ -66,14 +69,16 @@ inline __m128i narrow(V x, fp16) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEARE
 template <class T>
 inline V load(const T* p, Mask m) {
   alignas(16) T entries[W] = {};
-  for (int i = 0; i < count(m); ++i) entries[i] = p[i];
+  for (int i = 0; i < W; ++i)
+    if (has(m, i)) entries[i] = p[i];
   return widen(_mm_load_si128(reinterpret_cast<const __m128i*>(entries)), T());
 }
 template <class T>
 inline void store(T* p, V x, Mask m) {
   alignas(16) T entries[W];
   _mm_store_si128(reinterpret_cast<__m128i*>(entries), narrow(x, T()));
-  for (int i = 0; i < count(m); ++i) p[i] = entries[i];
+  for (int i = 0; i < W; ++i)
+    if (has(m, i)) p[i] = entries[i];
 }
 template <class T>
 inline V rounded(V x) {
@@ -81,7 +86,8 @@ inline V rounded(V x) {
 }
 inline Mask load(const bool* p, Mask m) {
   alignas(32) int entries[W] = {};
-  for (int i = 0; i < count(m); ++i) entries[i] = p[i] ? -1 : 0;
+  for (int i = 0; i < W; ++i)
+    if (has(m, i)) entries[i] = p[i] ? -1 : 0;
   return {_mm256_load_si256(reinterpret_cast<const __m256i*>(entries))};
 }
 

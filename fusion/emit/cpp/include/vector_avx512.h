@@ -16,6 +16,7 @@ inline void store(float* p, V x, Mask m) { _mm512_mask_storeu_ps(p, m, x); }
 
 // The first n entries; all of them where n is W or more, none where it is 0 or less.
 inline Mask first(int64_t n) { return n >= W ? Mask(0xffff) : n <= 0 ? Mask(0) : Mask((1u << n) - 1); }
+inline Mask between(int64_t a, int64_t b) { return Mask(first(b) & ~first(a)); }  // entries from a to before b
 inline V select(Mask m, V x, V y) { return _mm512_mask_blend_ps(m, y, x); }
 inline Mask less(V x, V y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
 inline Mask not_less(V x, V y) { return _mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ); }

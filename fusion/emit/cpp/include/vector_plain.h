@@ -17,6 +17,7 @@ inline Mask first(int64_t n) {
   const int count = n > W ? W : n < 0 ? 0 : int(n);
   return Mask{0, 1, 2, 3, 4, 5, 6, 7} < count;
 }
+inline Mask between(int64_t a, int64_t b) { return first(b) & ~first(a); }  // entries from a to before b
 inline V select(Mask m, V x, V y) { return m ? x : y; }
 inline Mask less(V x, V y) { return x < y; }
 inline Mask not_less(V x, V y) { return ~(x < y); }
@@ -66,22 +67,26 @@ inline uint16_t narrow(float x, fp16) {
 template <class T>
 inline V load(const T* p, Mask m) {
   V x = splat(0.0f);
-  for (int i = 0; i < W && m[i]; ++i) x[i] = widen(p[i].bits, T());
+  for (int i = 0; i < W; ++i)
+    if (m[i]) x[i] = widen(p[i].bits, T());
   return x;
 }
 template <>
 inline V load(const float* p, Mask m) {
   V x = splat(0.0f);
-  for (int i = 0; i < W && m[i]; ++i) x[i] = p[i];
+  for (int i = 0; i < W; ++i)
+    if (m[i]) x[i] = p[i];
   return x;
 }
 template <class T>
 inline void store(T* p, V x, Mask m) {
-  for (int i = 0; i < W && m[i]; ++i) p[i].bits = narrow(x[i], T());
+  for (int i = 0; i < W; ++i)
+    if (m[i]) p[i].bits = narrow(x[i], T());
 }
 template <>
 inline void store(float* p, V x, Mask m) {
-  for (int i = 0; i < W && m[i]; ++i) p[i] = x[i];
+  for (int i = 0; i < W; ++i)
+    if (m[i]) p[i] = x[i];
 }
 template <class T>
 inline V rounded(V x) {
@@ -90,7 +95,8 @@ inline V rounded(V x) {
 }
 inline Mask load(const bool* p, Mask m) {
   Mask taken = m ^ m;
-  for (int i = 0; i < W && m[i]; ++i) taken[i] = p[i] ? -1 : 0;
+  for (int i = 0; i < W; ++i)
+    if (m[i]) taken[i] = p[i] ? -1 : 0;
   return taken;
 }
 

@@ -14,6 +14,7 @@ from fusion import attention, gemm_chain, mlp
 from fusion.emit.cpp.kernel import emit
 from fusion.plan import Causal, Chain, Dim, Elementwise, Input, MatMul, Softmax
 from fusion.plan.cpu_model import MICRO_KERNELS
+from fusion.plan.gradient import gradients
 from fusion.plan.orientation import OrientationError
 from fusion.plan.schedule import schedule
 from fusion.reference import run
@@ -47,6 +48,30 @@ CASES = [
 def test_kernels_are_as_right_as_unfused_chains(instructions):
     for kernel, (chain, *_) in zip(compiled(CASES, instructions), CASES, strict=True):
         assert_right(kernel, chain)
+
+
+@pytest.mark.parametrize("instructions", this_machine(), ids=lambda found: found.name)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_gradients_of_causal_attention_skip_what_is_masked_along_rows_and_along_columns(instructions, dtype):
+    chain = attention(M=70, N=100, K=33, H=45, heads=2, causal=True, diagonal=7, dtype=dtype)
+    cases = [
+        (found, expression, dict.fromkeys(found.loops, 64) | dict.fromkeys("MN", tile), (6, 4))
+        for found in gradients(chain, frozenset(tensor.name for tensor in chain.inputs)).chains
+        for first, second in ["nm" if "N" in found.tensors[found.output] else "mn"]
+        for expression in [first + _others(found, inside=True) + second + _others(found, inside=False)]
+        for tile in (32, 112)
+    ]
+    kernels = compiled(cases, instructions)
+    for kernel, (found, *_) in zip(kernels, cases, strict=True):
+        assert_right(kernel, found)
+    assert sum("From(" in kernel.kernel.source for kernel in kernels) == 4
+    assert sum("Before(" in kernel.kernel.source for kernel in kernels) == 2
+
+
+def _others(chain, *, inside):
+    """Letters that are no rows or columns of scores, of those in the output or of those that are not."""
+    output = chain.tensors[chain.output]
+    return "".join(letter.lower() for letter in chain.loops if letter not in "MN" and (letter in output) == inside)
 
 
 def test_random_chains_with_random_schedules_are_as_right():

@@ -29,6 +29,6 @@ def test_a_softmax_that_one_tile_holds_is_divided_by_its_reader_or_in_place():
 def test_a_causal_mask_cuts_rows_products_and_sums():
     chain = attention(M=64, N=64, K=64, H=64, causal=True)
     source = emit(chain, schedule(chain, "mn(k,h)", TILES)).source
-    assert "product<6, 4>(Columns{M_at - N_at + 1}, A" in source
-    assert "product<6, 4>(Depth{M_at - N_at + 1}, C_tile" in source
+    assert "product<6, 4>(ColumnsBefore(M_at - N_at + 1), A" in source
+    assert "product<6, 4>(DepthBefore(M_at - N_at + 1), C_tile" in source
     assert "const int64_t kept = std::clamp<int64_t>(r + M_at - N_at + 1, 0, N_len);" in source
