@@ -6,6 +6,7 @@ Source: not in the paper; grouped products as in Mixture-of-Experts layers.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -107,6 +108,10 @@ def _groups(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> list
     return [list(group) for group in zip(*parts, strict=True)]
 
 
+def _starts(counts: Sequence[int]) -> list[int]:
+    return [0, *accumulate(counts)][:-1]
+
+
 class _Grouped(torch.autograd.Function):
     """Every group writes its part of one buffer, forwards and backwards."""
 
@@ -114,14 +119,17 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, form: str, needs: str, executor: str, counts: tuple[int, ...], *tensors: Tensor) -> Tensor:
         ctx.form, ctx.needs, ctx.executor, ctx.counts = form, needs, executor, counts
         saved: list[list[Tensor]] = []
-        outputs = []
-        for group in _groups(form, tensors, counts):
+        whole: Tensor | None = None
+        for group, start, rows in zip(_groups(form, tensors, counts), _starts(counts), counts, strict=True):
             found = run_forward(group, form, needs, executor)
-            outputs.append(found[0])
+            if whole is None:
+                whole = found[0].new_empty((sum(counts), *found[0].shape[1:]))
+            whole[start : start + rows].copy_(found[0])  # while it is in the caches, and its memory serves the next
             saved.append(found if len(found) > 1 else [])
         ctx.lengths = [len(kept) for kept in saved]
         ctx.save_for_backward(*tensors, *(tensor for kept in saved for tensor in kept))
-        return torch.cat(outputs)
+        assert whole is not None
+        return whole
 
     @staticmethod
     @once_differentiable
