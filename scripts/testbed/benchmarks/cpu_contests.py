@@ -17,7 +17,7 @@ from scripts.testbed.machine_load import MachineLoad
 from scripts.testbed.peer_processes.contest import Contest, Time, contest
 from scripts.testbed.peer_processes.network import Network
 from scripts.testbed.peer_processes.problem import Problem
-from scripts.testbed.peer_processes.process import PeerProcess
+from scripts.testbed.peer_processes.process import PeerError, PeerProcess
 from scripts.testbed.peer_processes.roster import NETWORK_PEERS, OWN, PEAKS, PEERS, Peer, searching
 from scripts.testbed.report import Section, Table
 from scripts.testbed.rows import Row
@@ -126,7 +126,7 @@ def run_contests(
     Raises:
         ConfigError: Where a peer is unknown, or the process may not use enough cores.
         PeerEnvironmentError: Where a peer cannot be installed.
-        PeerError: Where one fails.
+        PeerError: Where one does not start.
         WrongError: Where one computes something else.
     """
     bench, allowed = config.bench, sorted(os.sched_getaffinity(0))
@@ -146,14 +146,18 @@ def run_contests(
                 versions |= processes[name].facts
             load = MachineLoad([process.id for process in processes.values()])
             for shape, problem in problems:
-                found = contest(
-                    problem,
-                    processes,
-                    check=Truth(problem).check,
-                    rounds=bench.repeats,
-                    clock=CLOCKS.get(threads, "wall"),
-                    at_least_s=bench.cpu.sample_ms / 1e3,
-                )
+                try:
+                    found = contest(
+                        problem,
+                        processes,
+                        check=Truth(problem).check,
+                        rounds=bench.repeats,
+                        clock=CLOCKS.get(threads, "wall"),
+                        at_least_s=bench.cpu.sample_ms / 1e3,
+                    )
+                except PeerError as error:  # for want of memory, most likely: what was timed before is not lost
+                    logger.error("%s with %d thread(s) is left out: %s", problem, threads, error)
+                    continue
                 cases.append(Case(shape=shape, threads=threads, contest=found))
             shares.append(load.share())
     known = [share for share in shares if share is not None]

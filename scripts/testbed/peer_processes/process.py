@@ -44,23 +44,25 @@ class PeerProcess:
             PeerEnvironmentError: If its packages cannot be installed.
             PeerError: If it does not start.
         """
-        self.name = name
-        self.computes = peer.computes
+        self.name, self.computes = name, peer.computes
         self.how, self.planned_s = "", None
-        self._folder = folder = folder.resolve()
-        self._log = folder / f"{name}.log"
-        threads = len(cores)
+        self._peer, self._cores, self._folder = peer, cores, folder.resolve()
+        self._log = self._folder / f"{name}.log"
+        self._start()
+
+    def _start(self) -> None:
+        peer, threads = self._peer, len(self._cores)
         counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         compiler = {"TORCHINDUCTOR_CACHE_DIR": str(cache_folder() / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         own = {**_plain_environment(), **counts, **compiler, "PYTHONPATH": str(REPOSITORY), **peer.environment}
         command = [str(peer.python()), "-m", f"{__package__}.workers.{peer.worker}", *peer.arguments, str(threads)]
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         own_cores = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cores)  # which a process inherits, before a library counts them
+        os.sched_setaffinity(0, self._cores)  # which a process inherits, before a library counts them
         try:
-            with self._log.open("wb") as log:
+            with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    command, cwd=folder, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+                    command, cwd=self._folder, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
                 )
         finally:
             os.sched_setaffinity(0, own_cores)
@@ -76,14 +78,20 @@ class PeerProcess:
         return self._process.pid
 
     def load(self, problem: Problem | Network) -> str | None:
-        """Make a problem ready.
+        """Make a problem ready, by a new process if the last problem was too much for the old one.
 
         Args:
             problem: What to compute.
 
         Returns:
             None, or why the library cannot compute it.
+
+        Raises:
+            PeerError: If it fails.
         """
+        if self._process.poll() is not None:
+            self.close()
+            self._start()
         answer = self._ask({"do": "load", "problem": problem.to_json()}, LOAD_TIMEOUT_S, f"load {problem}")
         self.how, self.planned_s = str(answer.get("how", "")), answer.get("planned_s")
         return answer.get("declined")

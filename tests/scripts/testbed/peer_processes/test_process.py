@@ -9,7 +9,7 @@ from scripts.testbed.benchmarks.cpu_truth import Truth
 from scripts.testbed.peer_processes import environments, process
 from scripts.testbed.peer_processes.contest import WrongError, contest
 from scripts.testbed.peer_processes.environments import PeerEnvironmentError, python_of
-from scripts.testbed.peer_processes.problem import Problem
+from scripts.testbed.peer_processes.problem import Array, Problem
 from scripts.testbed.peer_processes.process import PeerError, PeerProcess
 from scripts.testbed.peer_processes.roster import PEERS, Peer
 
@@ -65,16 +65,22 @@ def test_a_peer_that_is_wrong_is_left_out(tmp_path: Path) -> None:
         peer.close()
 
 
-def test_a_peer_that_fails_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
-    peers = {name: PeerProcess(name, PEERS["openblas"], cores=CORES, folder=tmp_path) for name in ("openblas", "dead")}
+def test_a_peer_that_fails_is_left_out_the_others_go_on_and_it_starts_anew(tmp_path: Path) -> None:
+    peers = {name: PeerProcess(name, PEERS["openblas"], cores=CORES, folder=tmp_path) for name in ("openblas", "dying")}
+
+    def check(name: str, computed: Array) -> None:
+        Truth(CHAIN).check(name, computed)
+        os.kill(peers["dying"].id, signal.SIGKILL)
+
     try:
-        os.kill(peers["dead"].id, signal.SIGKILL)
-        found = contest(CHAIN, peers, check=Truth(CHAIN).check, rounds=2, clock="cpu", at_least_s=0.0)
+        found = contest(CHAIN, peers, check=check, rounds=2, clock="cpu", at_least_s=0.0)
         assert set(found.times) == {"openblas"}
         assert len(found.times["openblas"].seconds) == 2
-        assert "peer dead ended at 'load" in found.declined["dead"]
-        with pytest.raises(PeerError, match="peer dead ended"):
-            contest(CHAIN, {"fusion": peers["dead"]}, check=Truth(CHAIN).check, rounds=1, clock="cpu", at_least_s=0.0)
+        assert "peer dying ended at" in found.declined["dying"]
+        again = contest(CHAIN, peers, check=Truth(CHAIN).check, rounds=1, clock="cpu", at_least_s=0.0)
+        assert set(again.times) == {"openblas", "dying"}
+        with pytest.raises(PeerError, match="peer dying ended"):
+            contest(CHAIN, {"fusion": peers["dying"]}, check=check, rounds=1, clock="cpu", at_least_s=0.0)
     finally:
         for each in peers.values():
             each.close()
