@@ -96,7 +96,8 @@ def headlines(provider: str, summary: Mapping[str, float | int | str | None]) ->
     rows = []
     for name, value in summary.items():
         if isinstance(value, float | int):
-            unit = "%" if name.endswith("_percent") else "ratio" if isinstance(value, float) else "count"
+            unit = "%" if name.endswith("_percent") else "s" if name.startswith("seconds_") else ""
+            unit = unit or ("ratio" if isinstance(value, float) else "count")
             kind: Kind | None = "paper" if name.startswith("paper_") else None
             rows.append(Row(provider=provider, metric=name, unit=unit, value=float(value), kind=kind))
     return rows

@@ -47,11 +47,12 @@ def test_a_row_of_another_kind_says_so() -> None:
 
 
 def test_headlines_are_rows_with_units_and_without_text() -> None:
-    summary = {"ratio": 0.5, "cost_percent": 7.0, "steps": 3, "name": "x", "missing": None}
+    summary = {"ratio": 0.5, "cost_percent": 7.0, "seconds_cold": 2.5, "steps": 3, "name": "x", "missing": None}
     found = headlines("ours", summary)
     assert [(row.metric, row.unit, row.value) for row in found] == [
         ("ratio", "ratio", 0.5),
         ("cost_percent", "%", 7.0),
+        ("seconds_cold", "s", 2.5),
         ("steps", "count", 3.0),
     ]
     assert [row.kind for row in headlines("ours", {"paper_ratio": 0.5, "ratio": 0.5})] == ["paper", None]
