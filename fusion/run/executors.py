@@ -144,7 +144,7 @@ class Executors:
         self.call = functools.lru_cache(maxsize=MAX_CALLS)(self._call)
 
     def add(self, name: str, executor_for: ExecutorFor) -> None:
-        """Name an executor, or another one instead of it.
+        """Name an executor, or another one instead of it, which is asked at once.
 
         Args:
             name: For calls of the operator.
@@ -152,6 +152,7 @@ class Executors:
         """
         with self._lock:
             self._by_name[name] = executor_for
+            self._patience_flops.pop(name, None)
             self.call.cache_clear()
 
     def be_patient(self, name: str, flops: float) -> None:

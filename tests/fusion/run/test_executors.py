@@ -101,6 +101,12 @@ def test_a_patient_executor_is_asked_once_an_interval_has_been_run_enough(counte
     assert is_due(form, drawn(40), "counted")
 
 
+def test_another_executor_of_a_name_is_not_patient_because_the_last_one_was(counted):
+    executors.be_patient("counted", 1e12)
+    executors.add("counted", Executor(lambda chain, needs: None))
+    assert is_due(form_of(CHAIN), drawn(), "counted")
+
+
 def test_gradients_are_searched_for_too_so_they_take_as_many_runs(counted):
     form, flops = form_of(CHAIN), CHAIN.flops
     executors.be_patient("counted", 1.5 * flops)
