@@ -21,7 +21,7 @@ from fusion.plan.gradient import Gradients, gradients
 from fusion.plan.interval import interval
 from fusion.run.autograd import Execute, Execution, ExecutorFor
 from fusion.run.check import DTYPES
-from fusion.run.form import of_sizes, read_form, sizes_of
+from fusion.run.form import of_shapes, read_form
 from fusion.run.planned import planned_executor
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def by_itself(device: torch.device) -> Iterator[None]:
 @functools.lru_cache(maxsize=MAX_CALLS)
 def _work(form: str, shapes: tuple[torch.Size, ...]) -> tuple[Chain, float]:
     """The interval that tensors of some shapes are in, and the flops of the chain."""
-    chain = of_sizes(form, sizes_of(read_form(form), shapes))
+    chain = of_shapes(form, shapes)
     return interval(chain), float(chain.flops)
 
 
@@ -220,13 +220,12 @@ class Executors:
         self._lock = threading.RLock()
 
     def _call(self, form: str, needs: str, executor: str, tensors: tuple[Described, ...]) -> Call:
-        sizes = sizes_of(read_form(form), [tensor.shape for tensor in tensors])
-        chain = of_sizes(form, sizes)
+        chain = of_shapes(form, [tensor.shape for tensor in tensors])
         check(chain, tensors)
         wanted = wanted_names(chain, needs)
         plan = plan_of(form, needs)
         sized = gradients(chain, wanted) if plan is not None else None
-        if 0 in sizes.values():
+        if 0 in chain.sizes.values():
             return Call(chain, sized, None)
         found = self.ask(executor, chain, wanted, tensors[0].device)
         if isinstance(found, Execution) and (sized is not None or not wanted):

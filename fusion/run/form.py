@@ -81,5 +81,18 @@ def of_sizes(form: str, sizes: Mapping[str, int]) -> Chain:
     return _of_sizes(read_form(form), sizes)
 
 
+def of_shapes(form: str, shapes: Sequence[Sequence[int]]) -> Chain:
+    """The chain of a form with the sizes of its inputs.
+
+    Args:
+        form: As `form_of` makes it.
+        shapes: Of its inputs, in their order.
+
+    Raises:
+        ValueError: As `sizes_of`.
+    """
+    return of_sizes(form, sizes_of(read_form(form), shapes))
+
+
 def _of_sizes(chain: Chain, sizes: Mapping[str, int]) -> Chain:
     return replace(chain, dims=tuple(replace(dim, size=sizes.get(dim.name, 1)) for dim in chain.dims))

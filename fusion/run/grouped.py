@@ -5,7 +5,7 @@ One form serves every number of rows; an executor that plans for intervals of si
 Source: not in the paper; grouped products as in Mixture-of-Experts layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fusion.plan.chain import Chain
 from fusion.run.executors import DEFAULT
-from fusion.run.form import of_sizes, read_form, sizes_of
-from fusion.run.operator import is_due, is_run, run_backward, run_forward
-from fusion.run.unfused import run_unfused
+from fusion.run.form import read_form
+from fusion.run.operator import is_due, is_run, run_backward, run_forward, run_in_torch
 
 ROWS = "M"  # the letter of the dimension that groups have different sizes of
 
@@ -41,9 +39,7 @@ def call_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], ex
     """
     _check(form, tensors, counts)
     if not is_run_grouped(form, tensors, counts, executor):  # then torch's own gradients compute nothing again
-        inputs = [tensor.name for tensor in read_form(form).inputs]
-        groups = [dict(zip(inputs, group, strict=True)) for group in _groups(form, tensors, counts)]
-        return torch.cat([run_unfused(_sized(form, group), group) for group in groups])
+        return torch.cat([run_in_torch(form, group) for group in _groups(form, tensors, counts)])
     is_on = torch.is_grad_enabled()
     needs = "".join("1" if is_on and tensor.requires_grad else "0" for tensor in tensors)
     output: Tensor = _Grouped.apply(form, needs, executor, tuple(counts), *tensors)
@@ -65,8 +61,7 @@ def is_run_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], 
     Source: not in the paper.
     """
     _check(form, tensors, counts)
-    largest = max(range(len(counts)), key=counts.__getitem__)
-    return is_run(form, _groups(form, tensors, counts)[largest], executor)
+    return is_run(form, _largest(form, tensors, counts), executor)
 
 
 def is_due_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], executor: str = DEFAULT) -> bool:
@@ -80,8 +75,7 @@ def is_due_grouped(form: str, tensors: Sequence[Tensor], counts: Sequence[int], 
 
     Source: not in the paper.
     """
-    largest = max(range(len(counts)), key=counts.__getitem__)
-    return is_due(form, _groups(form, tensors, counts)[largest], executor)
+    return is_due(form, _largest(form, tensors, counts), executor)
 
 
 def _check(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
@@ -94,9 +88,9 @@ def _check(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
             )
 
 
-def _sized(form: str, tensors: Mapping[str, Tensor]) -> Chain:
-    chain = read_form(form)
-    return of_sizes(form, sizes_of(chain, [tensors[tensor.name].shape for tensor in chain.inputs]))
+def _largest(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """The tensors of the group with the most rows."""
+    return _groups(form, tensors, counts)[max(range(len(counts)), key=counts.__getitem__)]
 
 
 def _groups(form: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:

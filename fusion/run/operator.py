@@ -18,7 +18,7 @@ from fusion.plan.stages import Softmax
 from fusion.run.autograd import backwards, forwards
 from fusion.run.check import DTYPES
 from fusion.run.executors import DEFAULT, Call, Described, by_itself, check, executors, plan_of, wanted_names
-from fusion.run.form import of_sizes, read_form, sizes_of
+from fusion.run.form import of_shapes, read_form, sizes_of
 from fusion.run.unfused import run_unfused
 
 
@@ -82,7 +82,7 @@ def run_in_torch(form: str, tensors: Sequence[Tensor]) -> Tensor:
 
     Source: not in the paper.
     """
-    chain = of_sizes(form, sizes_of(read_form(form), [tensor.shape for tensor in tensors]))
+    chain = of_shapes(form, [tensor.shape for tensor in tensors])
     names = [tensor.name for tensor in chain.inputs]
     return run_unfused(chain, dict(zip(names, tensors, strict=True)))
 

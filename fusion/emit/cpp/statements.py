@@ -251,18 +251,17 @@ class StatementText:
         if wide:
             yield f"{INDENT}{storage.operand}* const wide = {value}_wide + r * {storage.wide_ld(column)};"
         cut = vanishing(storage.chain, value)
+        ends = cut is not None and self._ends(value, cut)
         if cut is not None:
-            name = "kept" if self._ends(value, cut) else "skipped"
-            offset = self._offset(value, cut)
-            yield f"{INDENT}const int64_t {name} = std::clamp<int64_t>(r + {offset}, 0, {column}_len);"
+            bound, offset = "kept" if ends else "skipped", self._offset(value, cut)
+            yield f"{INDENT}const int64_t {bound} = std::clamp<int64_t>(r + {offset}, 0, {column}_len);"
         yield from (INDENT + line for line in lines)
-        written = ["wide"] * wide + ["row"] * (not wide or value in storage.read_exact)
-        if last and cut is not None and not self._ends(value, cut):
-            yield from (f"{INDENT}clear_before({name}, skipped);" for name in written)
-        elif last and cut is not None:
-            yield from (f"{INDENT}clear({name}, kept, {column}_len);" for name in written)
-        if wide and (cut is None or not self._ends(value, cut)):
-            yield f"{INDENT}clear(wide, {column}_len, {column}_len);"
+        exact = last and (not wide or value in storage.read_exact)
+        for name in [*["wide"] * wide, *["row"] * exact]:
+            if cut is not None and not ends:
+                yield f"{INDENT}clear_before({name}, skipped);"
+            if ends or name == "wide":
+                yield f"{INDENT}clear({name}, {'kept' if ends else f'{column}_len'}, {column}_len);"
         yield "}"
 
     def _over_vectors(self, value: str, changes: Changes, after: Sequence[str]) -> list[str]:

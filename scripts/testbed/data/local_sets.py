@@ -5,6 +5,7 @@ from scripts.testbed.data.data_set import HELD_OUT, DataSet, bio
 from scripts.testbed.data.hub import PARQUET_COPY, HubSource, Pick
 
 THREE = {"train": "train", "valid": "validation", "test": "test"}
+TABLES = ("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz")
 LABELLED = {"train": "train", "test": "validation"}
 
 ONE_M2 = "S and a sentence, or A and an edit of it; an empty line between sentences"
@@ -18,7 +19,7 @@ LOCAL_SETS = (
         licence="MPL-2.0",
         splits="split by file",
         read=readers.libreoffice_help_de_en,
-        files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
+        files=TABLES,
         line="German TAB English",
     ),
     DataSet(
@@ -27,7 +28,7 @@ LOCAL_SETS = (
         licence="MIT",
         splits="split by md5 of the text",
         read=readers.vader_movie,
-        files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
+        files=TABLES,
         line="text TAB label TAB mean rating",
         label_names=("negative", "positive"),
     ),
@@ -37,7 +38,7 @@ LOCAL_SETS = (
         licence="redistribution permitted",
         splits="split by md5 of the sentence; its errors are artificial in all three",
         read=readers.brown_gec,
-        files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
+        files=TABLES,
         line="sentence",
     ),
     DataSet(
@@ -76,7 +77,7 @@ LOCAL_SETS = (
         licence="free software, each text by its package's licence",
         splits="split by source package",
         read=readers.debian_synopses,
-        files=("train.tsv.xz", "valid.tsv.xz", "test.tsv.xz"),
+        files=TABLES,
         line="description TAB synopsis",
         origin="python -m scripts.testbed.corpora.extract_debian_synopses --out PATH",
     ),

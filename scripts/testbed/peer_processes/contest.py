@@ -4,8 +4,6 @@ import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 from scripts.testbed.peer_processes.network import Network
 from scripts.testbed.peer_processes.problem import Array, Problem
@@ -13,8 +11,6 @@ from scripts.testbed.peer_processes.process import PeerError, PeerProcess
 from scripts.testbed.peer_processes.roster import OWN
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class WrongError(RuntimeError):
@@ -87,17 +83,22 @@ def contest(
     ready: dict[str, PeerProcess] = {}
     declined: dict[str, str] = {}
     for name, process in peers.items():
-        reason = _unless_it_fails(name, partial(_reason_against, name, process, problem, check), declined)
-        if reason is None and name not in declined:
+        reason = _reason_against(name, process, problem, check)
+        if reason is None:
             ready[name] = process
-        elif reason is not None:
+        else:
             declined[name] = reason
     samples: dict[str, list[tuple[float, float | None]]] = {name: [] for name in ready}
     for number in range(-1, rounds):
         for name in ready if number % 2 else reversed(ready):
-            ask = partial(ready[name].seconds, clock=clock, at_least=at_least_s)
-            sample = None if name in declined else _unless_it_fails(name, ask, declined)
-            if sample is not None and number >= 0:
+            if name in declined:
+                continue
+            try:
+                sample = ready[name].seconds(clock=clock, at_least=at_least_s)
+            except PeerError as error:
+                declined[name] = _failure(name, error)
+                continue
+            if number >= 0:
                 samples[name].append(sample)
     times = {
         name: Time(
@@ -114,25 +115,23 @@ def _reason_against(
     name: str, process: PeerProcess, problem: Problem | Network, check: Callable[[str, Array], None]
 ) -> str | None:
     """Why a peer does not compute a problem, or what is wrong with what it computes."""
-    reason = process.load(problem)
-    if reason is None and process.computes:
-        try:
+    try:
+        reason = process.load(problem)
+        if reason is None and process.computes:
             check(name, process.computed())
-        except WrongError as error:
-            if name in OWN:
-                raise
-            logger.warning("%s, by way of %s: left out", error, process.how or "the only one")
-            return str(error)
+    except PeerError as error:
+        return _failure(name, error)
+    except WrongError as error:
+        if name in OWN:
+            raise
+        logger.warning("%s, by way of %s: left out", error, process.how or "the only one")
+        return str(error)
     return reason
 
 
-def _unless_it_fails(name: str, ask: Callable[[], T], declined: dict[str, str]) -> T | None:
-    """A peer's answer; where it fails, it is left out of this problem, and the others go on."""
-    try:
-        return ask()
-    except PeerError as error:
-        if name in OWN:
-            raise
-        logger.warning("%s: left out", error)
-        declined[name] = str(error).partition("\n")[0]
-        return None
+def _failure(name: str, error: PeerError) -> str:
+    """Why a peer that failed is left out; our own may not fail."""
+    if name in OWN:
+        raise error
+    logger.warning("%s: left out", error)
+    return str(error).partition("\n")[0]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fusion import attention, gemm_chain
-from fusion.plan import matrix_unit
+from fusion.plan import Chain, Dim, Input, MatMul, matrix_unit
 from fusion.plan.cpu_model import CpuModel
 from fusion.plan.device import load_device
 from fusion.plan.gradient import gradients
@@ -30,11 +30,14 @@ def test_tiles_along_a_sum_are_whole_unless_there_is_one():
     assert matrix_unit.suits(chain_of(), TILES | {"K": 48}, "MNH")
 
 
-def test_a_value_that_a_product_reads_column_by_column_is_left_to_vectors():
+def test_gradients_of_attention_suit_it_and_a_value_that_a_product_reads_column_by_column_does_not():
     own = attention(M=64, N=64, K=32, H=32, heads=2, dtype="bf16")
     found = gradients(own, frozenset(tensor.name for tensor in own.inputs)).chains
-    suited = [matrix_unit.suits(chain, dict.fromkeys(chain.loops, 64), "") for chain in found]
-    assert any(suited)
+    assert all(matrix_unit.suits(chain, dict.fromkeys(chain.loops, 64), "") for chain in found)
+    dims = tuple(Dim(letter, 64) for letter in "MNKPH")
+    inputs = (Input("A", "MK"), Input("B", "KN"), Input("D", "NP"), Input("G", "PH"))
+    of_values = (MatMul("C", "A", "B", over="K"), MatMul("F", "D", "G", over="P"), MatMul("E", "C", "F", over="N"))
+    assert not matrix_unit.suits(Chain(dims, inputs, of_values, "bf16"), dict.fromkeys("MNKPH", 64), "")
 
 
 def test_cycles_grow_with_the_work_and_are_no_less_than_multiplying_takes():

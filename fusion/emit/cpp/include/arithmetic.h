@@ -27,23 +27,25 @@ inline V exp(V x) {
   return scale(polynomial(r, P), n, kept);
 }
 
+template <int N>
+inline V exp2_by(V x, const float (&coefficients)[N]) {
+  const Mask kept = not_less(x, splat(LOWEST_2));
+  x = max(splat(LOWEST_2), x);
+  const V n = round(x);
+  return scale(polynomial(x - n, coefficients), n, kept);
+}
+
 // 2^x for an x that is not much above 0, as those of a softmax are; likewise 2e-9.
 inline V exp2_below(V x) {
   static constexpr float P[] = {1.0f,           0.6931472057f,  0.2402264689f,  0.05550328777f,
                             0.009618488958f, 0.001339993122f, 0.0001534581181f};
-  const Mask kept = not_less(x, splat(LOWEST_2));
-  x = max(splat(LOWEST_2), x);
-  const V n = round(x);
-  return scale(polynomial(x - n, P), n, kept);
+  return exp2_by(x, P);
 }
 
 // The same for what is rounded to half a float's digits: 4e-6.
 inline V exp2_below_roughly(V x) {
   static constexpr float P[] = {1.0f, 0.6931242f, 0.24024099f, 0.055906426f, 0.009582853f};
-  const Mask kept = not_less(x, splat(LOWEST_2));
-  x = max(splat(LOWEST_2), x);
-  const V n = round(x);
-  return scale(polynomial(x - n, P), n, kept);
+  return exp2_by(x, P);
 }
 
 inline V sigmoid(V x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }

@@ -20,15 +20,7 @@ inline void store(T* p, V x, All) {
 inline Mask load(const bool* p, All) { return load(p, first(W)); }
 inline V select(All, V x, V) { return x; }
 
-// Call `each(column, mask)` for the vectors of a row of `cols` entries.
-template <class F>
-inline void vectors(int64_t cols, F each) {
-  int64_t c = 0;
-  for (; c + W <= cols; c += W) each(c, All());
-  if (c < cols) each(c, first(cols - c));
-}
-
-// The same for those from `begin` on.
+// Call `each(column, mask)` for the vectors of a row's entries from `begin` to before `cols`.
 template <class F>
 inline void vectors(int64_t begin, int64_t cols, F each) {
   int64_t c = begin / W * W;
@@ -38,6 +30,10 @@ inline void vectors(int64_t begin, int64_t cols, F each) {
   }
   for (; c + W <= cols; c += W) each(c, All());
   if (c < cols) each(c, first(cols - c));
+}
+template <class F>
+inline void vectors(int64_t cols, F each) {
+  vectors(0, cols, each);
 }
 
 // Zeros up to the vector that holds `end`, which has them already.

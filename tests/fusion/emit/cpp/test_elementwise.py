@@ -4,9 +4,13 @@ from fusion.emit.cpp.storage import Storage
 from fusion.plan import Causal, Elementwise
 
 
-def line(chain, stage, row="M", column="N"):
+def storage_of(chain):
     values = [product.out for product in chain.products]
-    storage = Storage(chain, chain.tensors, {"M": 16, "N": 16, "K": 16, "H": 16}, "MN", dict.fromkeys(values, ""))
+    return Storage(chain, chain.tensors, {"M": 16, "N": 16, "K": 16, "H": 16}, "MN", dict.fromkeys(values, ""))
+
+
+def line(chain, stage, row="M", column="N"):
+    storage = storage_of(chain)
     return stage_line(stage, operand_text(stage, storage, column), row, column)
 
 
@@ -40,8 +44,7 @@ def test_activations_and_gates_are_functions():
 
 def test_what_is_the_same_along_a_row_is_told_from_what_is_not():
     chain = attention(M=40, N=40, K=40, mask="MN", keep="N")
-    values = [product.out for product in chain.products]
-    storage = Storage(chain, chain.tensors, {"M": 16, "N": 16, "K": 16, "H": 16}, "MN", dict.fromkeys(values, ""))
+    storage = storage_of(chain)
     (mask,) = (x.operand for x in chain.stages if isinstance(x, Elementwise) and x.operation == "add")
     (keep,) = chain.boolean_inputs
     stages = [Elementwise("C", "mask", keep), Elementwise("C", "add", mask), Elementwise("C", "mul", 0.5)]
