@@ -121,7 +121,8 @@ def methods(config: Config) -> Section:
         "moe_pipeline": f"{gate.num_experts} experts, {gate.kind} routing, top {gate.top_k}{_spread(config)}"
         if config.moe.enabled
         else "off",
-        "fusion": "attention and experts as chains; what has no kernel here is torch's"
+        "fusion": "attention and experts as chains: torch's until a kernel is found that pays, which is looked for "
+        f"once {config.fusion.patience_flops:,.0f} operations of a size have been computed"
         if config.fusion.enabled
         else "off",
         "omoe": _omoe(config),

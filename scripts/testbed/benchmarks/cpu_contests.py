@@ -236,7 +236,7 @@ def rows(found: Cases) -> list[Row]:
 
 
 def sections(found: Cases, title: str, note: str) -> tuple[Section, ...]:
-    """A table of rates for each precision and number of threads.
+    """A table of rates for each kind of problem, precision and number of threads.
 
     Args:
         found: What was timed.
@@ -246,7 +246,8 @@ def sections(found: Cases, title: str, note: str) -> tuple[Section, ...]:
     groups: dict[str, list[Case]] = {}
     for case in found.cases:
         mode = "wall time" if case.threads > 1 else "CPU time"
-        groups.setdefault(f"{case.problem.dtype}, {case.threads} thread(s), {mode}", []).append(case)
+        kinds = ["causal"] * getattr(case.problem, "causal", False) + ["with gradients"] * case.problem.backward
+        groups.setdefault(", ".join([*kinds, case.problem.dtype, f"{case.threads} thread(s)", mode]), []).append(case)
     others = "" if found.others_share is None else f" Other processes had {found.others_share:.1%} of the machine."
     return tuple(_section(f"{title}: {name}", note + others, cases) for name, cases in groups.items())
 
