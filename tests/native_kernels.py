@@ -9,7 +9,7 @@ from fusion.emit.cpp.kernel import emit
 from fusion.plan.schedule import schedule
 from fusion.reference import run
 from fusion.run.check import DTYPES
-from fusion.run.cpp.instructions import this_machine
+from fusion.run.cpp.build import target
 from fusion.run.cpp.native import compile_together
 
 
@@ -19,7 +19,7 @@ def compiled(cases, instructions=None, *, exact=False, save_lse=False):
     for index, (chain, expression, tiles, micro) in enumerate(cases):
         plan = replace(schedule(chain, expression, tiles), micro=micro)
         kernels.append(emit(chain, plan, exact=exact, save_lse=save_lse, suffix=f"_{index}"))
-    return compile_together(kernels, instructions or this_machine()[0])
+    return compile_together(kernels, instructions or target())
 
 
 def assert_right(kernel, chain, tensors=None):

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import fusion.emit.cpp
-from fusion.run.cpp.instructions import InstructionSet
+from fusion.run.cpp.instructions import InstructionSet, this_machine
 from fusion.run.files import cache_root
 
 HEADERS = Path(fusion.emit.cpp.__file__).parent / "include"
@@ -108,6 +108,26 @@ def _compiler() -> str:
         if found:
             return found
     raise BuildError("there is no C++ compiler: install g++ or clang++, or set CXX to one; chains run unfused without")
+
+
+@functools.cache
+def target() -> InstructionSet:
+    """What kernels are compiled for here: the best of this machine's instruction sets that its compiler knows.
+
+    Returns:
+        The set; plain C++ if it knows none of them.
+
+    Raises:
+        BuildError: There is no compiler.
+
+    Source: not in the paper.
+    """
+    return next(found for found in this_machine() if _knows(_compiler(), found.flags))
+
+
+def _knows(compiler: str, flags: tuple[str, ...]) -> bool:
+    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S).returncode == 0  # noqa: S603
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from fusion.plan.device import Device, DeviceError, parse_device
-from fusion.run.cpp.build import load
-from fusion.run.cpp.instructions import InstructionSet, this_machine
+from fusion.run.cpp.build import load, target
+from fusion.run.cpp.instructions import InstructionSet
 from fusion.run.files import cache_root, write_whole
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def keep(device: Device) -> Path:
 
 def device_path() -> Path:
     """Where the device file of this machine lies: in the cache folder, under its CPU's name."""
-    digest = hashlib.sha256(f"{_cpu_name()} {_num_cores()} {this_machine()[0].name}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{_cpu_name()} {_num_cores()} {target().name}".encode()).hexdigest()[:12]
     return cache_root() / "devices" / f"cpu_{digest}.json"
 
 
@@ -130,7 +130,7 @@ def measure_cpu() -> Device:
 
     Source: not in the paper.
     """
-    instructions = this_machine()[0]
+    instructions = target()
     library = load(SOURCE, instructions)
     for name in ("fp32_flops_per_s", "bf16_flops_per_s", "bytes_per_s"):
         getattr(library, name).restype = ctypes.c_double

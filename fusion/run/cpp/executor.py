@@ -31,9 +31,8 @@ from fusion.plan.space import SpaceError, search_space
 from fusion.plan.stages import Elementwise
 from fusion.run.autograd import Execution, ExecutorFor, apply
 from fusion.run.cache import Cache
-from fusion.run.cpp.build import BuildError
+from fusion.run.cpp.build import BuildError, target
 from fusion.run.cpp.calibrate import this_cpu
-from fusion.run.cpp.instructions import this_machine
 from fusion.run.cpp.native import NativeKernel, compile_together
 from fusion.run.cpp.proof import ProofError, draw_tensors, prove
 from fusion.run.unfused import run_unfused
@@ -173,7 +172,7 @@ class CpuPlanner:
     def _search(self, chain: Chain) -> Winner:
         ranked = self.candidates(chain, self._compiled)
         kernels = [emit(chain, plan, suffix=f"_{index}") for index, (plan, _) in enumerate(ranked)]
-        compiled = compile_together(kernels, this_machine()[0])
+        compiled = compile_together(kernels, target())
         tensors = draw_tensors(chain)
         with torch.no_grad():
             runs: list[Callable[[], object]] = [functools.partial(kernel, chain, tensors) for kernel in compiled]
@@ -218,7 +217,7 @@ class CpuPlanner:
 
     def _kernel(self, chain: Chain, plan: Schedule, *, exact: bool = False, save_lse: bool = False) -> NativeKernel:
         kernel = emit(chain, plan, exact=exact, save_lse=save_lse)
-        return compile_together([kernel], this_machine()[0])[0]
+        return compile_together([kernel], target())[0]
 
 
 def _is_gradient(chain: Chain) -> bool:

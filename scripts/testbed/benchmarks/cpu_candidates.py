@@ -15,9 +15,9 @@ from fusion.plan.orientation import OrientationError
 from fusion.plan.schedule import Schedule
 from fusion.plan.space import search_space
 from fusion.run.cache import Cache
+from fusion.run.cpp.build import target
 from fusion.run.cpp.calibrate import this_cpu
 from fusion.run.cpp.executor import CpuPlanner, measure_us
-from fusion.run.cpp.instructions import this_machine
 from fusion.run.cpp.native import compile_together
 from fusion.run.cpp.proof import draw_tensors
 from scripts.testbed.benchmarks.fusion_estimates import draw
@@ -68,7 +68,7 @@ def measured_us(chain: Chain, schedules: Sequence[Schedule], threads: int) -> di
             logger.info("no kernel of %s: %s", schedule, error)
     listed, compiled = list(kernels.values()), []
     for start in range(0, len(listed), TOGETHER):
-        compiled += compile_together(listed[start : start + TOGETHER], this_machine()[0])
+        compiled += compile_together(listed[start : start + TOGETHER], target())
     tensors = draw_tensors(chain)
     with torch.no_grad():
         times_us = measure_us([functools.partial(kernel, chain, tensors) for kernel in compiled], threads)

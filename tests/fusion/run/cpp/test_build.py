@@ -1,12 +1,13 @@
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from fusion.run.cpp import build
-from fusion.run.cpp.build import BuildError, load
-from fusion.run.cpp.instructions import InstructionSet
+from fusion.run.cpp.build import BuildError, load, target
+from fusion.run.cpp.instructions import InstructionSet, this_machine
 
 PLAIN = InstructionSet("plain", ())
 ANSWER = 'extern "C" int answer() { return %d; }'
@@ -50,6 +51,21 @@ def test_a_missing_compiler_is_named_with_what_to_do(folder, monkeypatch):
     with pytest.raises(BuildError, match="install g"):
         load(ANSWER % 44, PLAIN)
     build._compiler.cache_clear()
+
+
+@pytest.mark.parametrize("unknown", ["-mamx-bf16", "-mavx512f", "-mavx2"])
+def test_instructions_that_the_compiler_does_not_know_are_not_compiled_for(monkeypatch, tmp_path, unknown):
+    known = shutil.which("g++")
+    old = tmp_path / "old"
+    old.write_text(f'#!/bin/sh\ncase " $* " in *" {unknown} "*) exit 1;; esac\nexec {known} "$@"\n')
+    old.chmod(0o700)
+    with monkeypatch.context() as patched:
+        patched.setenv("CXX", str(old))
+        build._compiler.cache_clear()
+        target.cache_clear()
+        assert target() == next(found for found in this_machine() if unknown not in found.flags)
+    build._compiler.cache_clear()
+    target.cache_clear()
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="owners are those of POSIX")
