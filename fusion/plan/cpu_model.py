@@ -19,6 +19,7 @@ from fusion.plan import matrix_unit
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
 from fusion.plan.orientation import columns
+from fusion.plan.packing import Packed, packed_operands
 from fusion.plan.performance_model import Prediction
 from fusion.plan.placement import Program
 from fusion.plan.schedule import Schedule
@@ -31,7 +32,8 @@ FMA_LATENCY_CYCLES = 4
 CALL_CYCLES = 12  # of a block of registers, beside loading and storing its sums
 ROW_CYCLES = 12  # of a pass over a tile's row
 SOFTMAX_ROW_CYCLES = 30  # reductions of a row, and the correction
-PACK_CYCLES = 3  # of a vector
+TURN_CYCLES, COPY_CYCLES = 6, 2  # of packing a vector whose entries lie apart, and one that lies as it is wanted
+FAR_PACKED = 3  # times that a vector of an operand packed before all blocks moves: fetched, written, read again
 LOAD_COST = 0.12  # of a load beside a multiplication, in cycles: a core does not overlap them quite
 TASK_CYCLES = 600  # of a block: what handing it to a thread costs
 STAGE_CYCLES = {"add": 1.0, "mul": 1.0, "mask": 2.0, "relu": 1.0, "exp_minus": 14.0, "relu_grad": 2.0}
@@ -81,7 +83,7 @@ class CpuModel:
         """Of a chain on a device of kind cpu."""
         self.chain, self.device = chain, device
         self._sizes = {letter: max(size, 1) for letter, size in chain.sizes.items()}
-        self._terms: dict[tuple[object, str], tuple[tuple[Repeats, ...], Program]] = {}
+        self._terms: dict[tuple[object, str], tuple[tuple[Repeats, ...], Program, dict[str, Packed]]] = {}
 
     def predict(self, schedule: Schedule) -> Prediction:
         """The time of a schedule.
@@ -98,12 +100,12 @@ class CpuModel:
         key = schedule.expression, turning
         if key not in self._terms:
             program = skeleton(chain, schedule.expression, turning)
-            self._terms[key] = repeats(chain, program), program
-        found, program = self._terms[key]
+            self._terms[key] = repeats(chain, program), program, packed_operands(chain, program)
+        found, program, packings = self._terms[key]
         rounds |= {letter: chain.sizes[letter] for letter in chain.batch}
         in_unit = self.device.arch == "amx" and matrix_unit.suits(chain, tiles, turning)
         micro = None if in_unit else best_micro(chain, schedule, self.device)
-        cycles, moved_bytes = 0.0, 0.0
+        cycles, moved_bytes = sum(self._packing_cycles(*x, rounds, in_unit) for x in packings.items()), 0.0
         for repeat in found:
             cycles += self._cycles(repeat, tiles, rounds, micro)
             moved_bytes += self._far_bytes(repeat, tiles, rounds)
@@ -121,6 +123,11 @@ class CpuModel:
     def _cycles_per_s(self) -> float:
         """Of one core: it multiplies and adds two vectors a cycle."""
         return self.device.fp32_flops_per_s / self.device.num_sms / (4 * self.device.warp_size)
+
+    @property
+    def _room_bytes(self) -> float:
+        """Of a core's second cache, for one of the things that it holds."""
+        return self.device.shared_bytes_per_block / 2
 
     def _cycles(
         self, repeat: Repeats, tiles: Mapping[str, int], rounds: Mapping[str, int], micro: tuple[int, int] | None
@@ -142,6 +149,17 @@ class CpuModel:
             return times * kept * rows * (row_cost + cost * math.ceil(cols / width))
         return 0.0
 
+    def _packing_cycles(self, name: str, packed: Packed, rounds: Mapping[str, int], in_unit: bool) -> float:
+        """Of an operand, over all of its readers or once before them; a vector of the unit holds pairs."""
+        chain, vector_bytes = self.chain, FP32_BYTES * self.device.warp_size
+        vectors = math.prod(chain.shape(name)) / self.device.warp_size / (2 if in_unit else 1)
+        cycles: float = COPY_CYCLES if chain.tensors[name][-1] == packed.column else TURN_CYCLES
+        if packed.by_panel(rounds):
+            return vectors * cycles * packed.times_read(rounds)
+        if vectors * vector_bytes > self._room_bytes:
+            cycles += FAR_PACKED * vector_bytes / FAR_BYTES_PER_CYCLE
+        return vectors * cycles
+
     def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int]) -> float:
         """What it adds that tiles are far: rows pass by per panel, columns per block, values three times."""
         width = self.device.warp_size
@@ -150,8 +168,7 @@ class CpuModel:
             FP32_BYTES * cols * depth: math.ceil(rows / micro[0]) - 1,
             FP32_BYTES * rows * cols: VALUE_PASSES,
         }
-        room = self.device.shared_bytes_per_block / 2
-        return sum(size * times / FAR_BYTES_PER_CYCLE for size, times in passes.items() if size > room) + (
+        return sum(size * times / FAR_BYTES_PER_CYCLE for size, times in passes.items() if size > self._room_bytes) + (
             FP32_BYTES * rows * cols * VALUE_PASSES / NEAR_BYTES_PER_CYCLE
         )
 

@@ -12,6 +12,7 @@ from fusion.emit.cpp.statements import INDENT, StatementText, packed_index
 from fusion.emit.cpp.storage import Storage
 from fusion.emit.softmax import online_softmaxes
 from fusion.plan.chain import Chain
+from fusion.plan.packing import packed_operands
 from fusion.plan.placement import Program, live_tiles
 from fusion.plan.prune import repeated_finish, split_softmax
 from fusion.plan.schedule import Schedule
@@ -68,9 +69,11 @@ def emit(chain: Chain, schedule: Schedule, *, exact: bool = False, save_lse: boo
     tensors = (*((x.name, x.dims) for x in chain.inputs), (chain.output, chain.tensors[chain.output]), *lse)
     fp32 = frozenset([*(name for name, _ in lse), *([chain.output] if exact else [])])
     letters, live = {**chain.tensors, **dict(lse)}, live_tiles(program, chain)
-    storage = Storage(chain, letters, dict(schedule.tiles), _turning(program), live, fp32)
-    turning = {x.tensor: {loop.letter for loop in loops} for x, loops in program.walk() if x.kind == "C"}
-    summed = frozenset(product.out for product in chain.products if product.over in turning[product.out])
+    packings = packed_operands(chain, program)
+    tiles, turning = dict(schedule.tiles), _turning(program)
+    storage = Storage(chain, letters, tiles, turning, live, schedule.micro[1], packings, fp32)
+    around = {x.tensor: {loop.letter for loop in loops} for x, loops in program.walk() if x.kind == "C"}
+    summed = frozenset(product.out for product in chain.products if product.over in around[product.out])
     text = StatementText(storage, online_softmaxes(chain, program), summed, schedule.micro, lse[0][0] if lse else "")
     name = "_".join(["fused", *(product.out for product in chain.products)]) + suffix
     limits = tuple((letter, tile) for letter, tile in schedule.tiles if letter not in storage.turning)
@@ -121,7 +124,8 @@ class _Module:
                 f"[[maybe_unused]] const int64_t {letter}_tiles = ({letter}_size + {letter}_tile - 1) / {letter}_tile;"
             )
         for name in storage.packed:
-            column, over = self._packed_letters(name)
+            packed = storage.packings[name]
+            column, over = packed.column, packed.over
             yield f"const int64_t {name}_packed_floats = ({column}_size + W - 1) / W * W * {storage.depth(over)};"
         yield f"const int64_t scratch_floats = {' + '.join([*(size for _, size in self._scratch())])};"
 
@@ -136,12 +140,6 @@ class _Module:
                 tiles = [f"{letter}_tiles" for letter in (online.inner if online else "")]
                 for kind in ("peak", "total", "factor"):
                     yield f"{stage.x}_{kind}", " * ".join([str(rows), *tiles])
-
-    def _packed_letters(self, name: str) -> tuple[str, str]:
-        storage = self.nest.storage
-        value = next(value for value, roles in storage.roles.items() if roles.right == name)
-        column = storage.column[value]
-        return column, storage.loops(name).replace(column, "")
 
     def _packed_total(self) -> list[str]:
         storage = self.nest.storage
@@ -200,10 +198,10 @@ class _Module:
     def _pack(self, name: str) -> Iterator[str]:
         """Lines that pack a right operand, its panels shared by the threads."""
         storage = self.nest.storage
-        column, over = self._packed_letters(name)
+        column, over = storage.packings[name].column, storage.packings[name].over
         batch = [letter for letter in storage.letters[name] if letter in storage.chain.batch]
         loops = [(letter, f"{letter}_size", "1") for letter in batch] + [(column, f"{column}_size", f"{column}_tile")]
-        nv = self.schedule.micro[1]
+        nv = storage.panel_vectors
         yield f"#pragma omp for collapse({len(loops) + 1}) schedule(static)"
         for letter, end, step in loops:
             yield f"for (int64_t {letter}_at = 0; {letter}_at < {end}; {letter}_at += {step})"

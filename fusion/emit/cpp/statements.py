@@ -165,6 +165,9 @@ class StatementText:
         if name in storage.packed:
             at = f" + {column}_at * {storage.depth(over)}" if column in storage.turning else ""
             return f"Packed{{{name}_packed + {packed_index(storage, name)}{at}, {storage.depth(over)}}}, {depth}"
+        if name in storage.by_panel:
+            strides = f"{storage.stride(name, over)}, {storage.stride(name, column)}"
+            return f"Unpacked{{{storage.pointer(name)}, {strides}, panel_wide}}, 0"
         if name in storage.scratch:
             base = f"{name}_wide" if name in storage.widened else storage.tile(name)
             ld = storage.wide_ld(storage.column[name]) if name in storage.widened else storage.ld(name)

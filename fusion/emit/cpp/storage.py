@@ -13,12 +13,12 @@ from functools import cached_property
 from fusion.plan import matrix_unit
 from fusion.plan.chain import Chain
 from fusion.plan.orientation import Roles, columns, roles
+from fusion.plan.packing import Packed
 from fusion.plan.stages import Elementwise
 
 TYPES: Mapping[str, str] = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 VECTOR = 16  # entries: of the widest instruction set; tiles of columns are its multiples
 PAD = 16  # entries after a row, so that rows do not meet in one set of the cache
-MAX_DIRECT_COLUMNS = 128  # wider rows lie far apart: those of a tile meet in few sets of the caches
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Storage:
     """Letters whose tiles are several: those of loops and of the grid."""
     live: Mapping[str, str]
     """Value -> letters over whose tiles it has a tile each."""
+    panel_vectors: int
+    """Of a panel of columns, at most."""
+    packings: Mapping[str, Packed]
+    """Inputs that are packed before they are read vector by vector."""
     fp32: frozenset[str] = frozenset()
     """What the kernel writes in fp32, whatever the chain's dtype."""
 
@@ -104,22 +108,22 @@ class Storage:
         return f"deep({over}_size)" if self.in_unit else f"{over}_size"
 
     @cached_property
-    def packed(self) -> tuple[str, ...]:
-        """Inputs that are packed before they are read vector by vector."""
-        rights = [(roles.right, self.column[value]) for value, roles in self.roles.items()]
-        return tuple(dict.fromkeys(name for name, column in rights if self._needs_packing(name, column)))
+    def by_panel(self) -> tuple[str, ...]:
+        """Inputs that are packed by who reads them."""
+        rounds = {x: self.chain.sizes[x] for x in self.chain.batch}
+        rounds |= {x: -(-max(self.chain.sizes[x], 1) // tile) for x, tile in self.sizes.items()}
+        return tuple(name for name, packed in self.packings.items() if packed.by_panel(rounds))
 
-    def _needs_packing(self, name: str, column: str) -> bool:
-        if name in self.scratch:
-            return False
-        wide = self.chain.sizes[column] > MAX_DIRECT_COLUMNS
-        return self.chain.dtype != "fp32" or not self.is_last(name, column) or wide
+    @property
+    def packed(self) -> tuple[str, ...]:
+        """Inputs that are packed before all blocks."""
+        return tuple(name for name in self.packings if name not in self.by_panel)
 
     @cached_property
     def widened(self) -> tuple[str, ...]:
         """Left operands whose tiles are copied as fp32, or rounded as their reader would find them in memory."""
         names = [name for roles in self.roles.values() for name in (roles.left, roles.right)]
-        return () if self.chain.dtype == "fp32" else tuple(dict.fromkeys(n for n in names if n not in self.packed))
+        return () if self.chain.dtype == "fp32" else tuple(dict.fromkeys(n for n in names if n not in self.packings))
 
     @cached_property
     def read_exact(self) -> frozenset[str]:
@@ -171,3 +175,11 @@ class Storage:
             row, column = self.wide_shape(name)
             rows = -(-self.sizes[row] // matrix_unit.ROWS) * matrix_unit.ROWS
             yield f"{name}_wide", str(rows * int(self.wide_ld(column)))
+        if self.by_panel:
+            yield "panel_wide", str(self._panel_entries())
+
+    def _panel_entries(self) -> int:
+        """Room for the longest of the panels that are packed when their turn comes."""
+        unit, vectors = matrix_unit.DEPTH, max(self.panel_vectors, matrix_unit.SIDE)
+        longest = max(self.sizes[self.packings[name].over] for name in self.by_panel)
+        return vectors * VECTOR * -(-longest // unit) * unit

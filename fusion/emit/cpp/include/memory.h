@@ -87,14 +87,35 @@ void pack(const T* p, int64_t step, int64_t col, int64_t depth, int64_t cols, in
     else if (step == 1)
       for (int64_t k = 0; k < depth; k += W) {
         V block[W];
+#pragma GCC unroll 16
         for (int i = 0; i < W; ++i) block[i] = i < cols ? load(p + i * col + k, first(depth - k)) : splat(0.0f);
         transpose(block);
-        for (int i = 0; i < std::min<int64_t>(W, depth - k); ++i) store(to + (k + i) * width * W, block[i]);
+        if (k + W <= depth)
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) store(to + (k + i) * width * W, block[i]);
+        else
+          for (int i = 0; i < depth - k; ++i) store(to + (k + i) * width * W, block[i]);
       }
     else
       for (int64_t k = 0; k < depth; ++k) store(to + k * width * W, gather(p + k * step, col, cols));
   }
 }
+
+// A right operand as it lies, of which each panel is packed when its turn comes.
+template <class T, class R>
+struct Unpacked {
+  static constexpr bool MASKED = false;
+  const T* base;
+  int64_t along, across;  // distances of entries along the depth and along the columns
+  R* room;
+  int64_t step(int width) const { return width * W; }
+  const R* panel(int64_t vector, int width, int64_t cols, int64_t depth) const {
+    pack(base + vector * W * across, along, across, depth, cols - vector * W, width, room);
+    return room;
+  }
+};
+template <class T, class R>
+Unpacked(const T*, int64_t, int64_t, R*) -> Unpacked<T, R>;
 
 // A left operand as fp32, rows of `ld` entries.
 template <class T>

@@ -17,7 +17,7 @@ struct Packed {  // panel after panel, each `depth` steps long; the last vector 
   static constexpr bool MASKED = false;
   const T* base;
   int64_t depth;
-  const T* panel(int64_t vector) const { return base + vector * W * depth; }
+  const T* panel(int64_t vector, int, int64_t, int64_t) const { return base + vector * W * depth; }
   int64_t step(int width) const { return width * W; }
 };
 template <class T>
@@ -26,7 +26,7 @@ struct Direct {  // a matrix as it is, whose columns are adjacent
   static constexpr bool MASKED = true;
   const float* base;
   int64_t stride;
-  const float* panel(int64_t vector) const { return base + vector * W; }
+  const float* panel(int64_t vector, int, int64_t, int64_t) const { return base + vector * W; }
   int64_t step(int) const { return stride; }
 };
 
@@ -34,7 +34,7 @@ struct Scratch {  // the same with room for whole vectors
   static constexpr bool MASKED = false;
   const float* base;
   int64_t stride;
-  const float* panel(int64_t vector) const { return base + vector * W; }
+  const float* panel(int64_t vector, int, int64_t, int64_t) const { return base + vector * W; }
   int64_t step(int) const { return stride; }
 };
 
@@ -149,7 +149,8 @@ void product(L limit, const float* x, int64_t row, int64_t next, Y y, int64_t k,
     const int64_t step = y.step(at.width), left = cols - (vectors - 1) * W;
     const int64_t end = limit.end_row((at.begin + at.width) * W, count);
     const int64_t r = std::min(end, limit.first_row(at.begin * W));
-    const float* const from = y.panel(at.begin) + k * step;
+    if (r == end) continue;
+    const float* const from = y.panel(at.begin, at.width, cols, depth) + k * step;
     float* const to = c + at.begin * W;
     if (Y::MASKED && left < W && at.begin + at.width == vectors)
       panel<MR, NV, Y::MASKED>(at.width, limit, r, x, row, next, from, step, first(left), to, ldc, end, depth, add);

@@ -109,10 +109,12 @@ inline void pack(const bf16* p, int64_t step, int64_t col, int64_t depth, int64_
     if (step == 1)
       for (int64_t k = 0; k < whole; k += DEEP) {
         V block[W];
+#pragma GCC unroll 16
         for (int i = 0; i < W; ++i)
           block[i] = _mm512_castsi512_ps(
               _mm512_maskz_loadu_epi16(i < cols ? first_halves(depth - k) : 0u, p + i * col + k));
         transpose(block);
+#pragma GCC unroll 16
         for (int i = 0; i < W; ++i) _mm512_storeu_ps(to + (k + 2 * i) * W, block[i]);
       }
     else
@@ -158,21 +160,30 @@ inline void block(const bf16* x, int64_t row, const bf16* y, int64_t vector, flo
   if constexpr (R > 1 && C > 1) _tile_stored(3, c + ROWS * ldc + W, ld);
 }
 
-template <int, int, class L>
-void product(L limit, const bf16* x, int64_t row, int64_t, Packed<bf16> y, int64_t k, float* c, int64_t ldc,
-             int64_t count, int64_t cols, int64_t depth, bool add) {
-  const int64_t vectors = (cols + W - 1) / W, vector = W * y.depth;
+// Entries from one vector of columns to the next.
+inline int64_t vector_entries(Packed<bf16> y, int64_t) { return W * y.depth; }
+template <class T>
+int64_t vector_entries(Unpacked<T, bf16>, int64_t depth) {
+  return W * deep(depth);
+}
+
+template <int, int, class Y, class L>
+void product(L limit, const bf16* x, int64_t row, int64_t, Y y, int64_t k, float* c, int64_t ldc, int64_t count,
+             int64_t cols, int64_t depth, bool add) {
+  const int64_t vectors = (cols + W - 1) / W, vector = vector_entries(y, depth);
   asm volatile("" ::: "memory");  // the intrinsics do not say what they read and write
   for (int64_t v = 0; v < vectors; v += 2) {
-    const bf16* const from = y.base + v * vector + k * W;
-    const int64_t end = limit.end_row((v + 2) * W, count);
-    for (int64_t r = std::min(end, limit.first_row(v * W)) / ROWS * ROWS; r < end; r += 2 * ROWS) {
+    const int64_t end = limit.end_row((v + 2) * W, count), start = std::min(end, limit.first_row(v * W));
+    if (start == end) continue;
+    const bool wide = v + 1 < vectors;
+    const bf16* const from = y.panel(v, wide ? 2 : 1, cols, depth) + k * W;
+    for (int64_t r = start / ROWS * ROWS; r < end; r += 2 * ROWS) {
       const int64_t begin = limit.begin(r, depth) / DEEP * DEEP;
       const int64_t own = deep(limit.end(std::min(r + 2 * ROWS, count), depth)) - begin;
       float* const to = c + r * ldc + v * W;
       const bf16* const at = x + r * row + begin;
       const bf16* const y_at = from + begin * W;
-      const bool tall = r + ROWS < end, wide = v + 1 < vectors;
+      const bool tall = r + ROWS < end;
       if (tall && wide) block<2, 2>(at, row, y_at, vector, to, ldc, own, add);
       else if (tall) block<2, 1>(at, row, y_at, vector, to, ldc, own, add);
       else if (wide) block<1, 2>(at, row, y_at, vector, to, ldc, own, add);

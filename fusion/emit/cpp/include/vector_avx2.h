@@ -92,21 +92,26 @@ inline Mask load(const bool* p, Mask m) {
 }
 
 // Rows become columns.
-inline void transpose(V x[W]) {
+__attribute__((always_inline)) inline void transpose(V x[W]) {
   V y[W];
+#pragma GCC unroll 8
   for (int i = 0; i < W; i += 2) {
     y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
     y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
   }
+#pragma GCC unroll 8
   for (int i = 0; i < W; i += 4)
+#pragma GCC unroll 8
     for (int j = 0; j < 2; ++j) {
       x[i + 2 * j] = _mm256_shuffle_ps(y[i + j], y[i + j + 2], 0x44);
       x[i + 2 * j + 1] = _mm256_shuffle_ps(y[i + j], y[i + j + 2], 0xee);
     }
+#pragma GCC unroll 8
   for (int j = 0; j < 4; ++j) {
     y[j] = _mm256_permute2f128_ps(x[j], x[j + 4], 0x20);
     y[j + 4] = _mm256_permute2f128_ps(x[j], x[j + 4], 0x31);
   }
+#pragma GCC unroll 8
   for (int j = 0; j < W; ++j) x[j] = y[j];
 }
 

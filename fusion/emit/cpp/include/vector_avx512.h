@@ -63,23 +63,29 @@ inline Mask load(const bool* p, Mask m) {
 }
 
 // Rows become columns.
-inline void transpose(V x[W]) {
+__attribute__((always_inline)) inline void transpose(V x[W]) {
   V y[W];
+#pragma GCC unroll 16
   for (int i = 0; i < W; i += 2) {
     y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
     y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < W; i += 4)
+#pragma GCC unroll 16
     for (int j = 0; j < 2; ++j) {
       const __m512d a = _mm512_castps_pd(y[i + j]), b = _mm512_castps_pd(y[i + j + 2]);
       x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
       x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
     }
+#pragma GCC unroll 16
   for (int i = 0; i < W; i += 8)
+#pragma GCC unroll 16
     for (int j = 0; j < 4; ++j) {
       y[i + j] = _mm512_shuffle_f32x4(x[i + j], x[i + j + 4], 0x88);
       y[i + j + 4] = _mm512_shuffle_f32x4(x[i + j], x[i + j + 4], 0xdd);
     }
+#pragma GCC unroll 16
   for (int j = 0; j < 8; ++j) {
     x[j] = _mm512_shuffle_f32x4(y[j], y[j + 8], 0x88);
     x[j + 8] = _mm512_shuffle_f32x4(y[j], y[j + 8], 0xdd);

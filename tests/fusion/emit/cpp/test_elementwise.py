@@ -6,7 +6,7 @@ from fusion.plan import Causal, Elementwise
 
 def storage_of(chain):
     values = [product.out for product in chain.products]
-    return Storage(chain, chain.tensors, {"M": 16, "N": 16, "K": 16, "H": 16}, "MN", dict.fromkeys(values, ""))
+    return Storage(chain, chain.tensors, {"M": 16, "N": 16, "K": 16, "H": 16}, "MN", dict.fromkeys(values, ""), 4, {})
 
 
 def line(chain, stage, row="M", column="N"):

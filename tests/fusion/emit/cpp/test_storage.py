@@ -1,23 +1,29 @@
-from fusion import attention, gemm_chain
+from fusion import gemm_chain
 from fusion.emit.cpp.storage import PAD, Storage
+from fusion.plan.packing import Packed
 
 
-def storage_of(chain, sizes, turning="", live=None):
+def storage_of(chain, sizes, turning="", live=None, packings=None):
     values = [product.out for product in chain.products]
-    return Storage(chain, chain.tensors, sizes, turning, live or dict.fromkeys(values, ""))
+    return Storage(chain, chain.tensors, sizes, turning, live or dict.fromkeys(values, ""), 4, packings or {})
 
 
-def test_a_right_operand_is_packed_if_it_is_transposed_wide_or_not_fp32():
-    sizes = {"M": 16, "N": 16, "K": 16, "H": 16}
-    assert storage_of(gemm_chain(M=64, N=64, K=64, H=64), sizes).packed == ()
-    assert storage_of(gemm_chain(M=64, N=640, K=64, H=64), sizes).packed == ("B",)
-    assert storage_of(attention(M=64, N=64, K=64, H=64), sizes).packed == ("B",)
-    assert storage_of(gemm_chain(M=64, N=64, K=64, H=64, dtype="bf16"), sizes).packed == ("B", "D")
+def test_what_one_or_two_blocks_read_is_packed_by_them_and_what_more_read_before():
+    chain = gemm_chain(M=64, N=64, K=64, H=64, dtype="bf16")
+    packings = {"B": Packed("N", "K", ("M",)), "D": Packed("H", "N", ("M", ""))}
+    few, more = ({"M": m, "N": 64, "K": 64, "H": 64} for m in (32, 16))
+    assert storage_of(chain, few, "M", packings=packings).by_panel == ("B",)
+    assert storage_of(chain, few, "M", packings=packings).packed == ("D",)
+    assert storage_of(chain, more, "M", packings=packings).packed == ("B", "D")
+    sizes = dict(storage_of(chain, few, "M", packings=packings).buffers())
+    assert sizes["panel_wide"] == str(4 * 16 * 64)
+    assert "panel_wide" not in dict(storage_of(chain, more, "M", packings=packings).buffers())
 
 
 def test_left_operands_are_copied_as_fp32_where_they_are_not():
     sizes = {"M": 16, "N": 32, "K": 48, "H": 16}
-    storage = storage_of(gemm_chain(M=64, N=64, K=64, H=64, dtype="fp16"), sizes)
+    packings = {"B": Packed("N", "K", ("M",)), "D": Packed("H", "N", ("M",))}
+    storage = storage_of(gemm_chain(M=64, N=64, K=64, H=64, dtype="fp16"), sizes, packings=packings)
     assert storage.widened == ("A", "C")
     assert dict(storage.buffers())["A_wide"] == str(16 * (48 + PAD))
     assert storage_of(gemm_chain(M=64, N=64, K=64), sizes).widened == ()
