@@ -33,7 +33,7 @@ CALL_CYCLES = 12  # of a block of registers, beside loading and storing its sums
 ROW_CYCLES = 12  # of a pass over a tile's row
 SOFTMAX_ROW_CYCLES = 30  # reductions of a row, and the correction
 TURN_CYCLES, COPY_CYCLES = 6, 2  # of packing a vector whose entries lie apart, and one that lies as it is wanted
-FAR_PACKED = 3  # times that a vector of an operand packed before all blocks moves: fetched, written, read again
+FAR_READ_CYCLES, FAR_PACKED_CYCLES = 8, 44  # beside that, if it is not in a near cache; the latter to write it, too
 LOAD_COST = 0.12  # of a load beside a multiplication, in cycles: a core does not overlap them quite
 TASK_CYCLES = 600  # of a block: what handing it to a thread costs
 STAGE_CYCLES = {"add": 1.0, "mul": 1.0, "mask": 2.0, "relu": 1.0, "exp_minus": 14.0, "relu_grad": 2.0}
@@ -154,11 +154,10 @@ class CpuModel:
         chain, vector_bytes = self.chain, FP32_BYTES * self.device.warp_size
         vectors = math.prod(chain.shape(name)) / self.device.warp_size / (2 if in_unit else 1)
         cycles: float = COPY_CYCLES if chain.tensors[name][-1] == packed.column else TURN_CYCLES
-        if packed.by_panel(rounds):
-            return vectors * cycles * packed.times_read(rounds)
-        if vectors * vector_bytes > self._room_bytes:
-            cycles += FAR_PACKED * vector_bytes / FAR_BYTES_PER_CYCLE
-        return vectors * cycles
+        is_far, by_panel = vectors * vector_bytes > self._room_bytes, packed.by_panel(rounds)
+        if is_far:
+            cycles += FAR_READ_CYCLES if by_panel else FAR_PACKED_CYCLES
+        return vectors * cycles * (packed.times_read(rounds) if by_panel else 1)
 
     def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int]) -> float:
         """What it adds that tiles are far: rows pass by per panel, columns per block, values three times."""

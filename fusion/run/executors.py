@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +30,8 @@ DEFAULT = "default"  # the executor that plans kernels for the tensors' device
 MAX_CALLS = 4096  # kept: a chain with the sizes of its tensors
 
 
-@dataclass(frozen=True)
-class Described:
-    """What of a tensor decides how a chain runs."""
+class Described(NamedTuple):
+    """What of a tensor decides how a chain runs; hashed at every call."""
 
     shape: torch.Size
     dtype: torch.dtype

@@ -7,6 +7,7 @@ Source: not in the paper.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -124,13 +125,17 @@ def run_forward(tensors: Sequence[Tensor], form: str, needs: str, executor: str)
     Source: not in the paper.
     """
     call = _call_of(tensors, form, needs, executor)
-    with torch.autocast(tensors[0].device.type, enabled=False):
+    with _without_autocast(tensors[0].device.type):
         if call.execute is None:
             output = _apart_from(run_unfused(call.chain, call.named(tensors)), tensors)
             return [output, *_blank(call.chain, form, needs, tensors)]
         if call.plan is None:
             return [call.execute(call.chain, call.named(tensors)).contiguous()]
         return [tensor.contiguous() for tensor in forwards(call.plan, call.execute, tensors)]
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def run_backward(
