@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 from fusion.plan import matrix_unit
@@ -21,7 +22,7 @@ from fusion.plan.device import Device
 from fusion.plan.orientation import columns
 from fusion.plan.packing import Packed, packed_operands
 from fusion.plan.performance_model import Prediction
-from fusion.plan.placement import Program
+from fusion.plan.placement import Program, live_tiles
 from fusion.plan.schedule import Schedule
 from fusion.plan.stages import Causal, Elementwise, Softmax
 from fusion.plan.statements import product_of
@@ -76,6 +77,16 @@ def best_micro(chain: Chain, schedule: Schedule, device: Device) -> tuple[int, i
     )
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """What an expression and the loops that turn decide."""
+
+    program: Program
+    repeats: tuple[Repeats, ...]
+    packings: Mapping[str, Packed]
+    live: Mapping[str, str]
+
+
 class CpuModel:
     """The model of a chain on a CPU; what expressions and turning loops decide is worked out once for each."""
 
@@ -83,7 +94,7 @@ class CpuModel:
         """Of a chain on a device of kind cpu."""
         self.chain, self.device = chain, device
         self._sizes = {letter: max(size, 1) for letter, size in chain.sizes.items()}
-        self._terms: dict[tuple[object, str], tuple[tuple[Repeats, ...], Program, dict[str, Packed]]] = {}
+        self._terms: dict[tuple[object, str], _Terms] = {}
 
     def predict(self, schedule: Schedule) -> Prediction:
         """The time of a schedule.
@@ -100,17 +111,19 @@ class CpuModel:
         key = schedule.expression, turning
         if key not in self._terms:
             program = skeleton(chain, schedule.expression, turning)
-            self._terms[key] = repeats(chain, program), program, packed_operands(chain, program)
-        found, program, packings = self._terms[key]
+            packings, live = packed_operands(chain, program), live_tiles(program, chain)
+            self._terms[key] = _Terms(program, repeats(chain, program), packings, live)
+        terms = self._terms[key]
         rounds |= {letter: chain.sizes[letter] for letter in chain.batch}
         in_unit = self.device.arch == "amx" and matrix_unit.suits(chain, tiles, turning)
         micro = None if in_unit else best_micro(chain, schedule, self.device)
-        cycles, moved_bytes = sum(self._packing_cycles(*x, rounds, in_unit) for x in packings.items()), 0.0
-        for repeat in found:
-            cycles += self._cycles(repeat, tiles, rounds, micro)
+        cycles, moved_bytes = sum(self._packing_cycles(*x, rounds, in_unit) for x in terms.packings.items()), 0.0
+        for repeat in terms.repeats:
+            num_live = math.prod(rounds[letter] for letter in terms.live.get(repeat.statement.tensor, ""))
+            cycles += self._cycles(repeat, tiles, rounds, micro, num_live)
             moved_bytes += self._far_bytes(repeat, tiles, rounds)
         blocks = math.prod(chain.sizes[letter] for letter in chain.batch)
-        for letter, extent in program.grid:
+        for letter, extent in terms.program.grid:
             blocks *= rounds[letter] if extent > 1 else 1
         cycles += blocks * TASK_CYCLES
         cores = self.device.num_sms
@@ -130,9 +143,14 @@ class CpuModel:
         return self.device.shared_bytes_per_block / 2
 
     def _cycles(
-        self, repeat: Repeats, tiles: Mapping[str, int], rounds: Mapping[str, int], micro: tuple[int, int] | None
+        self,
+        repeat: Repeats,
+        tiles: Mapping[str, int],
+        rounds: Mapping[str, int],
+        micro: tuple[int, int] | None,
+        num_live: int,
     ) -> float:
-        """Of a statement with a register block, or with the matrix unit."""
+        """Of a statement with a register block, or with the matrix unit; several tiles of its value may be kept."""
         chain, statement = self.chain, repeat.statement
         times = math.prod(rounds[letter] for letter in repeat.around)
         width = self.device.warp_size
@@ -141,7 +159,8 @@ class CpuModel:
             if micro is None:
                 return times * self._kept(statement.tensor) * matrix_unit.cycles(rows, cols, depth)
             near = _tile_cycles(rows, cols, depth, micro, width)
-            return times * self._kept(statement.tensor) * (near + self._far_cycles(rows, cols, depth, micro))
+            far = self._far_cycles(rows, cols, depth, micro, num_live)
+            return times * self._kept(statement.tensor) * (near + far)
         if statement.kind == "F":
             rows, cols, _ = self._clipped(_shape(chain, statement.tensor), tiles)
             cost, row_cost = _pass_cycles(chain, statement.tensor)
@@ -159,17 +178,19 @@ class CpuModel:
             cycles += FAR_READ_CYCLES if by_panel else FAR_PACKED_CYCLES
         return vectors * cycles * (packed.times_read(rounds) if by_panel else 1)
 
-    def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int]) -> float:
-        """What it adds that tiles are far: rows pass by per panel, columns per block, values three times."""
-        width = self.device.warp_size
-        passes = {
-            FP32_BYTES * rows * depth: math.ceil(cols / (micro[1] * width)) - 1,
-            FP32_BYTES * cols * depth: math.ceil(rows / micro[0]) - 1,
-            FP32_BYTES * rows * cols: VALUE_PASSES,
-        }
-        return sum(size * times / FAR_BYTES_PER_CYCLE for size, times in passes.items() if size > self._room_bytes) + (
-            FP32_BYTES * rows * cols * VALUE_PASSES / NEAR_BYTES_PER_CYCLE
-        )
+    def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int], num_live: int) -> float:
+        """What it adds that tiles are far: panels pass by for each block of rows, values three times.
+
+        A left operand passes by for each panel, but it is read along its rows and fetched ahead.
+        """
+        panel_bytes = FP32_BYTES * min(cols, micro[1] * self.device.warp_size) * depth
+        value_bytes = FP32_BYTES * rows * cols
+        far_bytes = 0.0
+        if panel_bytes > self._room_bytes:
+            far_bytes += FP32_BYTES * cols * depth * (math.ceil(rows / micro[0]) - 1)
+        if value_bytes * num_live > self._room_bytes:
+            far_bytes += value_bytes * VALUE_PASSES
+        return far_bytes / FAR_BYTES_PER_CYCLE + value_bytes * VALUE_PASSES / NEAR_BYTES_PER_CYCLE
 
     def _clipped(self, shape: tuple[str, str, str], tiles: Mapping[str, int]) -> tuple[int, int, int]:
         row, column, over = (min(tiles[letter], self._sizes[letter]) for letter in shape)
