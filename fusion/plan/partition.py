@@ -3,11 +3,14 @@
 Source: our definition (MCFuser, arXiv:2506.22169, partitions a graph but our sources do not say how).
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fusion.plan.chain import Chain
-from fusion.plan.stages import Input, MatMul, Stage, operands
+from fusion.plan.stages import Input, MatMul, Softmax, Stage, operands
+
+MAX_KEPT = 1024
 
 
 def alone(chain: Chain, value: str) -> Chain:
@@ -24,6 +27,7 @@ def alone(chain: Chain, value: str) -> Chain:
     return _of_stages(chain, (product,))
 
 
+@functools.lru_cache(maxsize=MAX_KEPT)  # asked at every call, and to make a chain is to verify it
 def after_first(chain: Chain) -> Chain:
     """What is left of a chain once its first product's value, all its stages behind it, is written out.
 
@@ -35,6 +39,37 @@ def after_first(chain: Chain) -> Chain:
     """
     first = chain.products[0].out
     return _of_stages(chain, tuple(stage for stage in chain.stages if not _changes(stage, first)))
+
+
+@functools.lru_cache(maxsize=MAX_KEPT)
+def first_alone(chain: Chain) -> Chain:
+    """The first product of a chain with the stages behind it.
+
+    Args:
+        chain: Any.
+
+    Returns:
+        The chain that ends with the value that `after_first` has as an input.
+    """
+    first = chain.products[0].out
+    return _of_stages(chain, tuple(stage for stage in chain.stages if _changes(stage, first)))
+
+
+def can_be_cut(chain: Chain) -> bool:
+    """Whether `first_alone` and `after_first` compute the same: the value between them is rounded in both ways.
+
+    Args:
+        chain: Any.
+
+    Returns:
+        Whether there is a second product, and products alone read the first one's value, which is no softmax.
+    """
+    if len(chain.products) < 2:
+        return False
+    first = chain.products[0].out
+    readers = [stage for stage in chain.stages if first in operands(stage)]
+    softmax = any(isinstance(stage, Softmax) for stage in chain.epilogue(first))
+    return not softmax and all(isinstance(stage, MatMul) for stage in readers)
 
 
 def without_last(chain: Chain) -> Chain:

@@ -21,6 +21,7 @@ from fusion.plan.stages import Causal, Dim, Elementwise, Input, MatMul, Softmax,
 
 PACKAGES = ("plan", "emit")  # whose sources decide what a winner means
 MAX_STAGES_AHEAD = 8
+MEASURED = ("measured_us", "torch_us", "parts_us")
 WARPS = (1, 2, 4, 8, 16, 32)
 STAGES: Mapping[str, type[Stage]] = MappingProxyType(
     {kind.__name__: kind for kind in (MatMul, Elementwise, Causal, Softmax)}
@@ -37,13 +38,15 @@ class WinnerError(ValueError):
 class Winner:
     """The schedule that a search found; `measured_us` is None where only the model judged.
 
-    `torch_us` is what torch took for the chain in the same run, where that was measured.
+    `torch_us` is what torch took for the chain in the same run, and `parts_us` its first product and the rest of it as
+    kernels of their own, where that was measured.
     """
 
     schedule: Schedule
     predicted_us: float
     measured_us: float | None = None
     torch_us: float | None = None
+    parts_us: float | None = None
 
     def is_better(self, other: "Winner | None") -> bool:
         """Whether to prefer it: what was measured to what was not, of two of a kind the faster one.
@@ -149,6 +152,7 @@ def encode(key: Key, winner: Winner) -> dict[str, Any]:
             "predicted_us": winner.predicted_us,
             "measured_us": winner.measured_us,
             "torch_us": winner.torch_us,
+            "parts_us": winner.parts_us,
         },
     }
 
@@ -168,7 +172,7 @@ def decode(content: object) -> tuple[Key, Winner]:
     entry = _object(content, "entry", {"key": dict, "winner": dict})
     key = _decode_key(entry["key"])
     kinds = {"expression": str, "tiles": dict, "num_warps": int, "num_stages": int, "micro": list}
-    fields = _object(entry["winner"], "winner", {**kinds, "predicted_us": None, "measured_us": None, "torch_us": None})
+    fields = _object(entry["winner"], "winner", {**kinds, **dict.fromkeys(["predicted_us", *MEASURED])})
     chain = key.chain
     if sorted(fields["tiles"]) != sorted(chain.loops):
         raise WinnerError(f"winner: tiles of {sorted(fields['tiles'])}, the chain's loops are {sorted(chain.loops)}")
@@ -196,8 +200,7 @@ def decode(content: object) -> tuple[Key, Winner]:
     illegal = repeated_finish(chain, program) or split_softmax(chain, program)
     if illegal:
         raise WinnerError(f"winner: {illegal}")
-    measured, torch = (fields[name] for name in ("measured_us", "torch_us"))
-    times = [None if time is None else _time(time) for time in (measured, torch)]
+    times = [None if fields[name] is None else _time(fields[name]) for name in MEASURED]
     return key, Winner(plan, _time(fields["predicted_us"]), *times)
 
 

@@ -25,6 +25,7 @@ from fusion.plan.footprint import pipeline, shared_bytes
 from fusion.plan.gradient import gradients
 from fusion.plan.interval import interval
 from fusion.plan.orientation import OrientationError
+from fusion.plan.partition import after_first, can_be_cut, first_alone
 from fusion.plan.schedule import Schedule
 from fusion.plan.search import search
 from fusion.plan.space import SpaceError, search_space
@@ -41,6 +42,7 @@ from fusion.run.winner import Key, Winner
 logger = logging.getLogger(__name__)
 
 COMPILED = 6  # candidates of a search
+NEARLY = 1.1  # times what is predicted: the model is not surer of a difference
 ROUNDS = 5  # of measurements, at least; more of what is fast
 ROUND_S = 0.02
 TOLD_APART = 0.97  # of torch's time: the best of a few kernels was also the luckiest, and does not repeat it
@@ -104,7 +106,7 @@ class CpuPlanner:
         self._compiled = compiled or COMPILED
         self.device, self.cache, self.num_threads = of_threads(device, num_threads), cache, num_threads
         self._winners: dict[Chain, Winner] = {}
-        self._kernels: dict[tuple[Chain, bool, bool], NativeKernel] = {}
+        self._kernels: dict[tuple[Chain, bool, bool], NativeKernel | None] = {}
         self._verdicts: dict[tuple[Chain, frozenset[str]], Execution | str] = {}
 
     def execution(self, chain: Chain, needs: frozenset[str]) -> Execution | str:
@@ -126,12 +128,20 @@ class CpuPlanner:
         winner = self.winner(chain)
         for other in gradients(chain, needs).chains if needs else ():
             self.winner(interval(other))
-        own_us, torch_us = winner.measured_us, winner.torch_us
+        own_us, torch_us = _own_us(winner), winner.torch_us
         if needs or own_us is None or torch_us is None:
             own_us, torch_us = self.times_us(chain, needs)
         if own_us > TOLD_APART * torch_us:
-            return f"measured {own_us:.4g} us as one kernel, {torch_us:.4g} us in torch"
-        return Execution(self, f"{winner.schedule}; measured {own_us:.4g} us, {torch_us:.4g} us in torch")
+            how = "as one kernel" if _is_whole(winner) else "in parts"
+            return f"measured {own_us:.4g} us {how}, {torch_us:.4g} us in torch"
+        return Execution(self, f"{self._how(chain)}; measured {own_us:.4g} us, {torch_us:.4g} us in torch")
+
+    def _how(self, chain: Chain) -> str:
+        """The schedule of a chain, or of its parts."""
+        winner = self.winner(interval(chain))
+        if _is_whole(winner):
+            return str(winner.schedule)
+        return f"{self._how(first_alone(chain))}, then {self._how(after_first(chain))}"
 
     def winner(self, chain: Chain) -> Winner:
         """The schedule of an interval: known, from the cache, or searched for.
@@ -150,7 +160,10 @@ class CpuPlanner:
             winner = self.cache.load(key)
             if winner is None:
                 winner = self._search(chain)
-                prove(self._kernel(chain, winner.schedule), chain, winner.schedule)
+                kernel = self._kernel(chain, winner.schedule)
+                prove(kernel, chain, winner.schedule)
+                if self._may_be_cut(chain, winner):
+                    winner = replace(winner, parts_us=self._parts_us(chain, winner, kernel))
                 self.cache.store(key, winner)
             self._winners[chain] = winner
         return self._winners[chain]
@@ -183,6 +196,37 @@ class CpuPlanner:
         torch_us = times_us[-1] if len(times_us) > len(ranked) else None
         return Winner(ranked[best][0], ranked[best][1], times_us[best], torch_us)
 
+    def _may_be_cut(self, chain: Chain, winner: Winner) -> bool:
+        """Whether the model does not tell a kernel from two."""
+        if _is_gradient(chain) or not can_be_cut(chain):
+            return False
+        parts = [interval(first_alone(chain)), interval(after_first(chain))]
+        try:
+            predicted_us = sum(self.candidates(part, 1)[0][1] for part in parts)
+        except CANNOT:
+            return False
+        return predicted_us < NEARLY * winner.predicted_us
+
+    def _parts_us(self, chain: Chain, winner: Winner, kernel: NativeKernel) -> float | None:
+        """What a chain takes as two kernels, on the clock that the winner was measured by; None if they cannot be."""
+        tensors = draw_tensors(chain)
+        runs = [functools.partial(kernel, chain, tensors), functools.partial(self._in_parts, chain, tensors)]
+        try:
+            with torch.no_grad():
+                whole_us, parts_us = measure_us(runs, self.num_threads)
+        except CANNOT as error:
+            logger.info("%s is one kernel: %s", chain, error)
+            return None
+        return None if winner.measured_us is None else winner.measured_us * parts_us / whole_us
+
+    def _in_parts(
+        self, chain: Chain, tensors: Mapping[str, Tensor], *, exact: bool = False, save_lse: bool = False
+    ) -> Any:
+        first, rest = first_alone(chain), after_first(chain)
+        value = self(first, {x.name: tensors[x.name] for x in first.inputs})
+        known = {**tensors, first.output: value}
+        return self(rest, {x.name: known[x.name] for x in rest.inputs}, exact=exact, save_lse=save_lse)
+
     def times_us(self, chain: Chain, needs: frozenset[str]) -> tuple[float, float]:
         """What a chain takes with kernels and in torch, measured side by side, with gradients where they are needed.
 
@@ -211,13 +255,29 @@ class CpuPlanner:
     ) -> Any:
         key = interval(chain), exact, save_lse
         if key not in self._kernels:
-            self._kernels[key] = self._kernel(key[0], self.winner(key[0]).schedule, exact=exact, save_lse=save_lse)
-        written = self._kernels[key](chain, tensors)
+            winner = self.winner(key[0])
+            whole = _is_whole(winner)
+            self._kernels[key] = (
+                self._kernel(key[0], winner.schedule, exact=exact, save_lse=save_lse) if whole else None
+            )
+        kernel = self._kernels[key]
+        if kernel is None:
+            return self._in_parts(chain, tensors, exact=exact, save_lse=save_lse)
+        written = kernel(chain, tensors)
         return (written[0], written[1]) if save_lse else written[0]
 
     def _kernel(self, chain: Chain, plan: Schedule, *, exact: bool = False, save_lse: bool = False) -> NativeKernel:
         kernel = emit(chain, plan, exact=exact, save_lse=save_lse)
         return compile_together([kernel], target())[0]
+
+
+def _is_whole(winner: Winner) -> bool:
+    """Whether a chain runs as one kernel: two have to be faster beyond doubt."""
+    return winner.parts_us is None or winner.measured_us is None or winner.parts_us > TOLD_APART * winner.measured_us
+
+
+def _own_us(winner: Winner) -> float | None:
+    return winner.measured_us if _is_whole(winner) else winner.parts_us
 
 
 def _is_gradient(chain: Chain) -> bool:

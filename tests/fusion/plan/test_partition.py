@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusion import attention, gemm_chain, mlp
-from fusion.plan.partition import after_first, alone, last_alone, without_last
+from fusion.plan.partition import after_first, alone, can_be_cut, first_alone, last_alone, without_last
 from fusion.reference import run
 
 CHAINS = {
@@ -43,6 +43,22 @@ def test_the_rest_of_a_chain_goes_on_from_its_first_value(chain):
     values = _value(chain, beginning, tensors)
     given = {x.name: values if x.name == first else tensors[x.name] for x in rest.inputs}
     assert torch.equal(run(rest, given), run(chain, tensors))
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+def test_a_chain_cut_after_its_first_product_computes_the_same(chain):
+    tensors = draw(chain)
+    first, rest = first_alone(chain), after_first(chain)
+    value = run(first, {x.name: tensors[x.name] for x in first.inputs})
+    known = {**tensors, first.output: value}
+    assert torch.equal(run(rest, {x.name: known[x.name] for x in rest.inputs}), run(chain, tensors))
+
+
+def test_a_chain_can_be_cut_where_a_product_alone_reads_the_value():
+    assert can_be_cut(CHAINS["gemm_chain"])
+    assert not can_be_cut(CHAINS["attention"])  # all of the scores would be written
+    assert not can_be_cut(CHAINS["mlp"])  # its gate is multiplied before it is rounded
+    assert not can_be_cut(gemm_chain(M=5, N=7, K=3))
 
 
 def _value(chain, stages, tensors):

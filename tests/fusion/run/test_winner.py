@@ -116,6 +116,8 @@ def changed(path, value):
         (["winner", "measured_us"], float("inf"), "a time of inf"),
         (["winner", "measured_us"], -1.0, "a time of -1.0"),
         (["winner", "measured_us"], "1", "a time of '1'"),
+        (["winner", "parts_us"], float("nan"), "a time of nan"),
+        (["winner", "parts_us"], KeyError, "winner: got"),
         (["key", "device"], 3, "device is a int, accepted is a str"),
         (["key", "dtype"], "fp8", "dtype='fp8' must be one of"),
         (["key", "dims", 1, "size"], -4, "size=-4 must not be negative"),

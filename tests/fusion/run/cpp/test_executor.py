@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def quick(monkeypatch):
     """Kernels win whatever they take: how fast they are is no matter of tests."""
     monkeypatch.setattr(
-        module, "measure_us", lambda runs, _: [float(index) for index, run in enumerate(runs) if run() is not runs]
+        module, "measure_us", lambda runs, _: [1.0 + index for index, run in enumerate(runs) if run() is not runs]
     )
     monkeypatch.setattr(module, "COMPILED", 1)
     monkeypatch.setattr(module, "this_cpu", lambda: load_device("cpu"))
@@ -47,6 +47,21 @@ def test_a_chain_runs_as_the_reference_with_its_gradients(chain, tmp_path):
     assert_all_close(own, expected, truth)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_chain_runs_in_parts_where_they_are_faster(tmp_path, monkeypatch, dtype):
+    chain = mlp(M=40, K=24, N=56, H=30, activation="gelu", bias=True, residual=True, dtype=dtype)
+    monkeypatch.setattr(module.CpuPlanner, "_parts_us", lambda *_: 0.5)
+    monkeypatch.setattr(module, "NEARLY", float("inf"))
+    tensors = module.draw_tensors(chain)
+    needs = frozenset(tensors)
+    execution = cpp_executor(cache_folder=tmp_path)(chain, needs, CPU)
+    assert isinstance(execution, Execution), execution
+    assert ", then " in execution.text
+    own = results(lambda t: apply(chain, t, execution.execute), tensors, DTYPES[dtype])
+    expected, truth = (results(lambda t: run(chain, t), tensors, kind) for kind in (DTYPES[dtype], torch.float64))
+    assert_all_close(own, expected, truth)
+
+
 def test_sizes_of_one_interval_share_their_kernels(tmp_path, monkeypatch):
     executor_for = cpp_executor(cache_folder=tmp_path)
     first = executor_for(gemm_chain(M=60, N=40, K=24), frozenset(), CPU)
@@ -63,6 +78,7 @@ def test_a_winner_is_kept_for_other_processes(tmp_path, monkeypatch):
 
 def test_torch_runs_what_it_is_faster_at(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "measure_us", lambda runs, _: [3.0, 2.0][: len(runs)])
+    monkeypatch.setattr(module, "NEARLY", 0.0)
     found = cpp_executor(cache_folder=tmp_path)(gemm_chain(M=60, N=40, K=24), frozenset(), CPU)
     assert found == "measured 3 us as one kernel, 2 us in torch"
 
