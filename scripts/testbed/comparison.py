@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,13 +90,11 @@ def fit(config: Config, task: Translation, model: QuartetModel, folder: Path) ->
         newest = checkpoints.newest(folder / "checkpoints")
         if newest is not None:
             logger.info("continuing from %s", newest)
-        started_s = time.process_time()
         with quick_dropout(enabled=config.cluster.device == "cpu"):
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if trainer.interrupted:
             sys.exit(f"stopped at step {trainer.state.global_step}; run the same command again to continue")
-        logged = [*trainer.state.log_history, {"step": 0, "cpu_seconds": time.process_time() - started_s}]
-        write_text(log, json.dumps(logged))
+        write_text(log, json.dumps(trainer.state.log_history))
         mean = averaging.newest_weights(folder / "checkpoints", config.comparison.average_checkpoints)
         temporary = weights.with_suffix(".partial")
         safetensors.torch.save_file(mean, temporary)
@@ -133,7 +130,7 @@ def score(
     if against is not None:
         values["p_value"] = against, "paired bootstrap"
     log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
-    values["train_cpu_seconds"] = log[-1]["cpu_seconds"], "s"
+    values["train_cpu_seconds"] = max(entry.get("cpu_seconds", 0.0) for entry in log), "s"
     values["updates"] = float(config.trainer.max_steps), "count"
     values["parameters"] = float(sum(p.numel() for p in model.network.parameters())), "count"
     found = tuple(

@@ -55,7 +55,7 @@ class QuartetTrainer(Seq2SeqTrainer):
         self._terms: defaultdict[str, float] = defaultdict(float)
         self._num_terms = 0
         self._num_tokens = 0
-        self._started_s = time.monotonic()
+        self._started_s, self._started_cpu_s = time.monotonic(), time.process_time()
         self._interruption = Interruption()
         callbacks: list[TrainerCallback] = [_tensorboard(folder), Progress(), self._interruption]
         if config.trainer.early_stopping is not None:
@@ -167,17 +167,20 @@ class QuartetTrainer(Seq2SeqTrainer):
         return {**found, "omoe_change_cosine": _mean(cosines)}
 
     def progress(self) -> dict[str, float]:
-        """Seconds spent and tokens trained on (of the target, or of a text to classify) since the run first began."""
-        before = next((entry for entry in reversed(self.state.log_history) if "seconds" in entry), None)
-        now_s = time.monotonic()
-        seconds = now_s - self._started_s + (before["seconds"] if before else 0.0)
-        tokens = self._num_tokens + (before["num_tokens"] if before else 0)
-        self._started_s, self._num_tokens = now_s, 0
-        return {"seconds": seconds, "num_tokens": tokens}
+        """Since the run first began: seconds, of the clock and of this process, and tokens trained on.
+
+        Tokens are those of the target, or of a text to classify.
+        """
+        before: dict[str, Any] = next((entry for entry in reversed(self.state.log_history) if "seconds" in entry), {})
+        now_s, now_cpu_s = time.monotonic(), time.process_time()
+        found = {"seconds": now_s - self._started_s, "cpu_seconds": now_cpu_s - self._started_cpu_s}
+        found["num_tokens"] = self._num_tokens
+        self._started_s, self._started_cpu_s, self._num_tokens = now_s, now_cpu_s, 0
+        return {name: value + before.get(name, 0) for name, value in found.items()}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **settings: Any) -> Any:
         """Train, counting time from here."""
-        self._started_s = time.monotonic()
+        self._started_s, self._started_cpu_s = time.monotonic(), time.process_time()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **settings)
 
     @property

@@ -94,6 +94,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
     assert "Traceback" not in stopped.stderr
     found = outcome(process(tmp_path, "resume=auto"), tmp_path)
     assert [name for name in uninterrupted if found[name] != uninterrupted[name]] == []
+    state = next(tmp_path.glob("outputs/*/quartet_demo/checkpoints/checkpoint-6/trainer_state.json"))
+    timed = [entry for entry in json.loads(state.read_text())["log_history"] if "seconds" in entry]
+    for name in ("seconds", "cpu_seconds", "num_tokens"):  # both runs' together
+        assert [entry[name] for entry in timed] == sorted({entry[name] for entry in timed}), name
 
 
 def test_a_run_of_another_configuration_is_not_continued(tmp_path: Path) -> None:
