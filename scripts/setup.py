@@ -52,7 +52,8 @@ def make_venv() -> None:
 def install() -> None:
     # torch first and by its exact version: on some indexes only that form finds the build for this machine.
     pin = next(line for line in read("constraints.txt").splitlines() if line.startswith("torch=="))
-    quiet = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Old pips build some packages in a way of their own, which does not install what the build needs.
+    quiet = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--use-pep517"]
     print("installing the pinned packages into .venv; this takes a minute or two", flush=True)
     for arguments in ([pin], ["--constraint", "constraints.txt", "--editable", ".[dev]"]):
         if subprocess.call(quiet + arguments, cwd=ROOT):
