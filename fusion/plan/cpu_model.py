@@ -20,13 +20,13 @@ from fusion.plan import matrix_unit
 from fusion.plan.chain import Chain
 from fusion.plan.device import Device
 from fusion.plan.orientation import columns
-from fusion.plan.packing import Packed, packed_operands
+from fusion.plan.packing import Packing, packed_operands
 from fusion.plan.performance_model import Prediction
 from fusion.plan.placement import Program, live_tiles
 from fusion.plan.schedule import Schedule
 from fusion.plan.stages import Causal, Elementwise, Softmax
 from fusion.plan.statements import product_of
-from fusion.plan.traffic import Repeats, compute_letters, repeats, skeleton
+from fusion.plan.traffic import Repeats, compute_letters, repeats, rounds_of, skeleton
 
 MICRO_KERNELS = ((6, 4), (8, 3), (8, 2), (12, 2))  # rows and vectors of columns; with operands, 32 registers hold each
 FMA_LATENCY_CYCLES = 4
@@ -83,7 +83,7 @@ class _Terms:
 
     program: Program
     repeats: tuple[Repeats, ...]
-    packings: Mapping[str, Packed]
+    packings: Mapping[str, Packing]
     live: Mapping[str, str]
 
 
@@ -106,15 +106,14 @@ class CpuModel:
             The prediction: what memory takes and what the cores take, of which the larger counts.
         """
         chain, tiles = self.chain, dict(schedule.tiles)
-        rounds = {letter: -(-self._sizes[letter] // tiles[letter]) for letter in chain.loops}
-        turning = "".join(letter for letter, number in rounds.items() if number > 1)
+        rounds = rounds_of(chain, tiles)
+        turning = "".join(letter for letter in chain.loops if rounds[letter] > 1)
         key = schedule.expression, turning
         if key not in self._terms:
             program = skeleton(chain, schedule.expression, turning)
             packings, live = packed_operands(chain, program), live_tiles(program, chain)
             self._terms[key] = _Terms(program, repeats(chain, program), packings, live)
         terms = self._terms[key]
-        rounds |= {letter: chain.sizes[letter] for letter in chain.batch}
         in_unit = self.device.arch == "amx" and matrix_unit.suits(chain, tiles, turning)
         micro = None if in_unit else best_micro(chain, schedule, self.device)
         cycles, moved_bytes = sum(self._packing_cycles(*x, rounds, in_unit) for x in terms.packings.items()), 0.0
@@ -168,15 +167,15 @@ class CpuModel:
             return times * kept * rows * (row_cost + cost * math.ceil(cols / width))
         return 0.0
 
-    def _packing_cycles(self, name: str, packed: Packed, rounds: Mapping[str, int], in_unit: bool) -> float:
+    def _packing_cycles(self, name: str, packing: Packing, rounds: Mapping[str, int], in_unit: bool) -> float:
         """Of an operand, over all of its readers or once before them; a vector of the unit holds pairs."""
         chain, vector_bytes = self.chain, FP32_BYTES * self.device.warp_size
         vectors = math.prod(chain.shape(name)) / self.device.warp_size / (2 if in_unit else 1)
-        cycles: float = COPY_CYCLES if chain.tensors[name][-1] == packed.column else TURN_CYCLES
-        is_far, by_panel = vectors * vector_bytes > self._room_bytes, packed.by_panel(rounds)
+        cycles: float = COPY_CYCLES if chain.tensors[name][-1] == packing.column else TURN_CYCLES
+        is_far, by_panel = vectors * vector_bytes > self._room_bytes, packing.by_panel(rounds)
         if is_far:
             cycles += FAR_READ_CYCLES if by_panel else FAR_PACKED_CYCLES
-        return vectors * cycles * (packed.times_read(rounds) if by_panel else 1)
+        return vectors * cycles * (packing.times_read(rounds) if by_panel else 1)
 
     def _far_cycles(self, rows: int, cols: int, depth: int, micro: tuple[int, int], num_live: int) -> float:
         """What it adds that tiles are far: panels pass by for each block of rows, values three times.

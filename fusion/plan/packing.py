@@ -19,7 +19,7 @@ MAX_READ = 2  # times that all of an operand is packed anew for its reader
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packing:
     """How a right operand is read.
 
     Source: not in the paper, which leaves a tile's place to Triton.
@@ -49,7 +49,7 @@ class Packed:
         return self.times_read(rounds) <= MAX_READ
 
 
-def packed_operands(chain: Chain, program: Program) -> dict[str, Packed]:
+def packed_operands(chain: Chain, program: Program) -> dict[str, Packing]:
     """The inputs that have to be packed.
 
     Args:
@@ -66,14 +66,14 @@ def packed_operands(chain: Chain, program: Program) -> dict[str, Packed]:
     """
     column = columns(chain)
     around = {found.statement.tensor: found.around for found in repeats(chain, program) if found.statement.kind == "C"}
-    packed: dict[str, Packed] = {}
+    packed: dict[str, Packing] = {}
     for product in chain.products:
         name, own = roles(chain, product.out, column).right, column[product.out]
         if name in around or not _needs_packing(chain, name, own):
             continue
         again = "".join(letter for letter in around[product.out] if letter not in chain.tensors[name])
         before = packed[name].again if name in packed else ()
-        packed[name] = Packed(own, product_of(chain, product.out).over, (*before, again))
+        packed[name] = Packing(own, product_of(chain, product.out).over, (*before, again))
     return packed
 
 

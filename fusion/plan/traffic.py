@@ -99,8 +99,7 @@ def traffic(chain: Chain, program: Program, tiles: Mapping[str, int]) -> Traffic
     Source: MCFuser (arXiv:2506.22169), analytical performance model; that tiles at an edge move less is ours.
     """
     sizes, moved, computed = chain.sizes, [], []
-    rounds = {letter: sizes[letter] for letter in chain.batch}
-    rounds |= {letter: -(-max(sizes[letter], 1) // tiles[letter]) for letter in chain.loops}
+    rounds = rounds_of(chain, tiles)
     for found in repeats(chain, program):
         statement = found.statement
         trips, again = (math.prod(rounds[letter] for letter in letters) for letters in (found.around, found.again))
@@ -112,6 +111,19 @@ def traffic(chain: Chain, program: Program, tiles: Mapping[str, int]) -> Traffic
             tile = 2 * math.prod(tiles[letter] for letter in letters if letter in tiles)
             computed.append(Computed(statement, trips, flops, tile * trips))
     return Traffic(tuple(moved), tuple(computed))
+
+
+def rounds_of(chain: Chain, tiles: Mapping[str, int]) -> dict[str, int]:
+    """How often each loop turns, the batch's too.
+
+    Args:
+        chain: Any.
+        tiles: Letter -> tile size of every loop.
+
+    Source: MCFuser (arXiv:2506.22169), analytical performance model: the rounds of LP_set.
+    """
+    found = {letter: chain.sizes[letter] for letter in chain.batch}
+    return found | {letter: -(-max(chain.sizes[letter], 1) // tiles[letter]) for letter in chain.loops}
 
 
 def skeleton(chain: Chain, expression: Expression, turning: str) -> Program:

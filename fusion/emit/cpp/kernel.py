@@ -124,8 +124,7 @@ class _Module:
                 f"[[maybe_unused]] const int64_t {letter}_tiles = ({letter}_size + {letter}_tile - 1) / {letter}_tile;"
             )
         for name in storage.packed:
-            packed = storage.packings[name]
-            column, over = packed.column, packed.over
+            column, over = storage.packings[name].column, storage.packings[name].over
             yield f"const int64_t {name}_packed_floats = ({column}_size + W - 1) / W * W * {storage.depth(over)};"
         yield f"const int64_t scratch_floats = {' + '.join([*(size for _, size in self._scratch())])};"
 

@@ -13,8 +13,9 @@ from functools import cached_property
 from fusion.plan import matrix_unit
 from fusion.plan.chain import Chain
 from fusion.plan.orientation import Roles, columns, roles
-from fusion.plan.packing import Packed
+from fusion.plan.packing import Packing
 from fusion.plan.stages import Elementwise
+from fusion.plan.traffic import rounds_of
 
 TYPES: Mapping[str, str] = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 VECTOR = 16  # entries: of the widest instruction set; tiles of columns are its multiples
@@ -39,7 +40,7 @@ class Storage:
     """Value -> letters over whose tiles it has a tile each."""
     panel_vectors: int
     """Of a panel of columns, at most."""
-    packings: Mapping[str, Packed]
+    packings: Mapping[str, Packing]
     """Inputs that are packed before they are read vector by vector."""
     fp32: frozenset[str] = frozenset()
     """What the kernel writes in fp32, whatever the chain's dtype."""
@@ -110,9 +111,8 @@ class Storage:
     @cached_property
     def by_panel(self) -> tuple[str, ...]:
         """Inputs that are packed by who reads them."""
-        rounds = {x: self.chain.sizes[x] for x in self.chain.batch}
-        rounds |= {x: -(-max(self.chain.sizes[x], 1) // tile) for x, tile in self.sizes.items()}
-        return tuple(name for name, packed in self.packings.items() if packed.by_panel(rounds))
+        rounds = rounds_of(self.chain, self.sizes)
+        return tuple(name for name, packing in self.packings.items() if packing.by_panel(rounds))
 
     @property
     def packed(self) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ class CpuPlanner:
         """
         self._compiled = compiled or COMPILED
         self.device, self.cache, self.num_threads = of_threads(device, num_threads), cache, num_threads
+        self._ranked: dict[Chain, list[tuple[Schedule, float]]] = {}
         self._winners: dict[Chain, Winner] = {}
         self._kernels: dict[tuple[Chain, bool, bool], NativeKernel | None] = {}
         self._verdicts: dict[tuple[Chain, frozenset[str]], Execution | str] = {}
@@ -178,9 +179,11 @@ class CpuPlanner:
         Raises:
             SpaceError: No candidate fits the device.
         """
-        found = search(search_space(chain, self.device), pipeline=pipeline, shared_bytes=shared_bytes)
-        trials = sorted((trial for round_ in found.rounds for trial in round_), key=lambda trial: trial.time_us)
-        return [(trial.schedule, trial.predicted.total_us) for trial in trials[:number]]
+        if chain not in self._ranked:  # by a chain that it is part of, perhaps
+            found = search(search_space(chain, self.device), pipeline=pipeline, shared_bytes=shared_bytes)
+            trials = sorted((trial for round_ in found.rounds for trial in round_), key=lambda trial: trial.time_us)
+            self._ranked[chain] = [(trial.schedule, trial.predicted.total_us) for trial in trials]
+        return self._ranked[chain][:number]
 
     def _search(self, chain: Chain) -> Winner:
         ranked = self.candidates(chain, self._compiled)

@@ -1,6 +1,6 @@
 from fusion import gemm_chain
 from fusion.emit.cpp.storage import PAD, Storage
-from fusion.plan.packing import Packed
+from fusion.plan.packing import Packing
 
 
 def storage_of(chain, sizes, turning="", live=None, packings=None):
@@ -10,7 +10,7 @@ def storage_of(chain, sizes, turning="", live=None, packings=None):
 
 def test_what_one_or_two_blocks_read_is_packed_by_them_and_what_more_read_before():
     chain = gemm_chain(M=64, N=64, K=64, H=64, dtype="bf16")
-    packings = {"B": Packed("N", "K", ("M",)), "D": Packed("H", "N", ("M", ""))}
+    packings = {"B": Packing("N", "K", ("M",)), "D": Packing("H", "N", ("M", ""))}
     few, more = ({"M": m, "N": 64, "K": 64, "H": 64} for m in (32, 16))
     assert storage_of(chain, few, "M", packings=packings).by_panel == ("B",)
     assert storage_of(chain, few, "M", packings=packings).packed == ("D",)
@@ -22,7 +22,7 @@ def test_what_one_or_two_blocks_read_is_packed_by_them_and_what_more_read_before
 
 def test_left_operands_are_copied_as_fp32_where_they_are_not():
     sizes = {"M": 16, "N": 32, "K": 48, "H": 16}
-    packings = {"B": Packed("N", "K", ("M",)), "D": Packed("H", "N", ("M",))}
+    packings = {"B": Packing("N", "K", ("M",)), "D": Packing("H", "N", ("M",))}
     storage = storage_of(gemm_chain(M=64, N=64, K=64, H=64, dtype="fp16"), sizes, packings=packings)
     assert storage.widened == ("A", "C")
     assert dict(storage.buffers())["A_wide"] == str(16 * (48 + PAD))

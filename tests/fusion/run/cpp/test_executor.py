@@ -2,7 +2,8 @@ import pytest
 import torch
 from closeness import assert_all_close
 
-from fusion import attention, gemm_chain, mlp
+from fusion import Chain, attention, gemm_chain, mlp
+from fusion.plan import Dim, Elementwise, Input, MatMul, Softmax
 from fusion.plan.device import load_device
 from fusion.reference import run
 from fusion.run.autograd import Execution, apply
@@ -47,18 +48,39 @@ def test_a_chain_runs_as_the_reference_with_its_gradients(chain, tmp_path):
     assert_all_close(own, expected, truth)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_chain_runs_in_parts_where_they_are_faster(tmp_path, monkeypatch, dtype):
-    chain = mlp(M=40, K=24, N=56, H=30, activation="gelu", bias=True, residual=True, dtype=dtype)
+PROJECTED = Chain(
+    dims=(Dim("Z", 3, batch=True), Dim("M", 40), Dim("K", 24), Dim("N", 16), Dim("H", 56), Dim("P", 16)),
+    inputs=(Input("A", "MK"), Input("B", "ZNK"), Input("bias", "ZN"), Input("D", "ZHN"), Input("F", "ZHP")),
+    stages=(
+        MatMul("C", "A", "B", over="K"),
+        Elementwise("C", "add", "bias"),
+        MatMul("E", "C", "D", over="N"),
+        Softmax("E", over="H"),
+        MatMul("G", "E", "F", over="H"),
+    ),
+    dtype="fp32",
+)  # attention, with its queries' projection
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        mlp(M=40, K=24, N=56, H=30, activation="gelu", bias=True, residual=True),
+        mlp(M=40, K=24, N=56, H=30, activation="gelu", bias=True, residual=True, dtype="bf16"),
+        PROJECTED,
+    ],
+    ids=str,
+)
+def test_a_chain_runs_in_parts_where_they_are_faster(tmp_path, monkeypatch, chain):
     monkeypatch.setattr(module.CpuPlanner, "_parts_us", lambda *_: 0.5)
     monkeypatch.setattr(module, "NEARLY", float("inf"))
     tensors = module.draw_tensors(chain)
-    needs = frozenset(tensors)
-    execution = cpp_executor(cache_folder=tmp_path)(chain, needs, CPU)
+    execution = cpp_executor(cache_folder=tmp_path)(chain, frozenset(tensors), CPU)
     assert isinstance(execution, Execution), execution
     assert ", then " in execution.text
-    own = results(lambda t: apply(chain, t, execution.execute), tensors, DTYPES[dtype])
-    expected, truth = (results(lambda t: run(chain, t), tensors, kind) for kind in (DTYPES[dtype], torch.float64))
+    dtype = DTYPES[chain.dtype]
+    own = results(lambda t: apply(chain, t, execution.execute), tensors, dtype)
+    expected, truth = (results(lambda t: run(chain, t), tensors, kind) for kind in (dtype, torch.float64))
     assert_all_close(own, expected, truth)
 
 
