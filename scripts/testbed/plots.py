@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLORS = (
     "#1f6f8b", "#d1603d", "#5b8c5a", "#8a5a9e", "#b08900", "#555f6b", "#6cb4c9", "#e8a88f", "#a9c9a4", "#c6a6d3",
+    "#e0c95e", "#a3324b", "#2f3e8f", "#9aa5b1",
 )  # fmt: skip
 FEW_NAMES = 4  # more are listed below the axes, where they hide nothing
 LEGEND_CHARACTERS = 72  # of small type that fit below the axes
