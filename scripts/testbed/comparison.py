@@ -101,6 +101,7 @@ def fit(config: Config, task: Translation, model: QuartetModel, folder: Path) ->
         temporary.replace(weights)
         shutil.rmtree(folder / "checkpoints")
     model.load_state_dict(safetensors.torch.load_file(weights), strict=False)
+    model.to(config.cluster.device)
     return history.sections(history.read(json.loads(log.read_text(encoding="utf-8"))))
 
 

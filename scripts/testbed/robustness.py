@@ -76,10 +76,10 @@ def pooled_states(model: QuartetModel, task: Translation, texts: Sequence[str]) 
     limit = {"truncation": True, "max_length": model.network.config.max_position_embeddings // 2}
     tokens = task.tokenizer(list(texts), **limit)["input_ids"]
     pooled = []
-    for start in range(0, len(tokens), BATCH_SENTENCES):
-        input_ids_BS = pad(tokens[start : start + BATCH_SENTENCES], task.tokenizer.pad_token_id).to(
-            model.network.device
-        )
+    device = model.network.device
+    size = BATCH_SENTENCES[device.type]
+    for start in range(0, len(tokens), size):
+        input_ids_BS = pad(tokens[start : start + size], task.tokenizer.pad_token_id).to(device)
         mask_BS = (input_ids_BS != task.tokenizer.pad_token_id).long()
         states_BSM = model.network.get_encoder()(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
         real_BS1 = mask_BS[..., None]

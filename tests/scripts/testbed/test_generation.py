@@ -46,6 +46,6 @@ def test_longer_sources_are_cut_where_the_model_ends(parts: tuple[Task, QuartetM
 
 def test_several_batches_are_put_together(parts: tuple[Task, QuartetModel]) -> None:
     task, model = parts
-    many = [f"Haus {n}" for n in range(BATCH_SENTENCES + 3)]
+    many = [f"Haus {n}" for n in range(BATCH_SENTENCES["cpu"] + 3)]
     torch.manual_seed(0)
     assert len(texts_of(model, task.tokenizer, many, config=CONFIG, num_beams=1)) == len(many)
