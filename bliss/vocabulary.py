@@ -84,5 +84,7 @@ class Vocabulary:
         return cls(starts_word_V=starts_word_V, special_V=special_V)
 
     def to(self, device: torch.device | str) -> "Vocabulary":
-        """Return the vocabulary on another device (not in the paper)."""
+        """Return the vocabulary on a device, itself where it is there already (not in the paper)."""
+        if self.special_V.device == torch.device(device):
+            return self
         return Vocabulary(starts_word_V=self.starts_word_V.to(device), special_V=self.special_V.to(device))

@@ -153,6 +153,8 @@ class QuartetModel(nn.Module):
     ) -> bliss.BlissLosses:
         objective = self.objective
         perturbed = rival = None
+        if self.vocabulary is not None:  # no module, so it does not move with the network
+            self.vocabulary = self.vocabulary.to(input_ids.device)
         if not self.training:
             # Validation follows input -> output on the clean source alone, or early stopping would follow the noise.
             mode: Mode = "corrected" if objective.mode == "corrected" else "clean"

@@ -21,6 +21,7 @@ def test_reads_word_starts_off_the_marking(tokens: list[str], starts: list[bool]
 
 def test_moves_between_devices() -> None:
     moved = Vocabulary.from_tokens(["\u2581a", "b"], special_ids=[]).to(torch.device("cpu"))
+    assert moved.to("cpu") is moved
     assert moved.starts_word_V.tolist() == [True, False]
 
 

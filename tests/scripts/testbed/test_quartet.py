@@ -127,3 +127,14 @@ def test_every_gate_trains_from_scratch(task: Task, gate: str) -> None:
     model(**batch(task))["loss"].backward()
     without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert without == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "objective", ["plain", "bliss_both", "bliss_corrected", "bliss_token_cutoff", "rep_sim", "switchout", "vat"]
+)
+def test_a_gpu_trains_by_every_kind_of_objective(task: Task, objective: str) -> None:
+    config = load(compose("train", ["experiment=bliss/multi30k", "debug=smoke", f"objective={objective}"]))
+    model = quartet.build(config, task, moe=False).train().cuda()
+    model(**{name: value.cuda() for name, value in batch(task).items()})["loss"].backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.network.parameters() if p.grad is not None)
