@@ -3,7 +3,7 @@
 B: sentences, S: source length
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -13,7 +13,8 @@ from scripts.testbed.precision import resolve
 from scripts.testbed.quartet import QuartetModel
 from scripts.testbed.tasks.task import pad
 
-BATCH_SENTENCES = {"cpu": 64, "cuda": 512}  # few sentences leave a GPU waiting for Python
+BATCH_SENTENCES = 64
+BATCH_TOKENS = {"cpu": 0, "cuda": 1 << 14}  # a GPU that gets few of them waits for Python
 SPARE_TOKENS = 12  # a text may be twice as long as its source, and this much longer
 
 
@@ -34,15 +35,12 @@ def texts_of(
         return []
     limit = config.model.max_length
     tokens = tokenizer(list(sources), truncation=True, max_length=limit)["input_ids"]
-    order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     texts = [""] * len(tokens)
     bf16 = resolve(config.trainer.precision, config.cluster.device) == "bf16"
     was_training = model.training
     model.eval()
     penalty = {"length_penalty": config.comparison.length_penalty} if num_beams > 1 else {}
-    size = BATCH_SENTENCES[config.cluster.device]
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    for rows in batches(tokens, config.cluster.device):
         input_ids_BS = pad([tokens[row] for row in rows], tokenizer.pad_token_id).to(model.network.device)
         with torch.autocast(config.cluster.device, torch.bfloat16, enabled=bf16):
             generated = model.generate(
@@ -57,3 +55,12 @@ def texts_of(
             texts[row] = text.strip()
     model.train(was_training)
     return texts
+
+
+def batches(tokens: Sequence[Sequence[int]], device: str) -> Iterator[list[int]]:
+    """Rows of each batch, the longest first; on a GPU as many as one decodes in the time of few."""
+    order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
+    while order:
+        count = max(BATCH_SENTENCES, BATCH_TOKENS[device] // len(tokens[order[0]]))
+        yield order[:count]
+        order = order[count:]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configs.schema import Config
 from scripts.testbed import plots
-from scripts.testbed.generation import BATCH_SENTENCES
+from scripts.testbed.generation import batches
 from scripts.testbed.quartet import QuartetModel
 from scripts.testbed.report import Section
 from scripts.testbed.rows import Row
@@ -75,17 +75,16 @@ def pooled_states(model: QuartetModel, task: Translation, texts: Sequence[str]) 
     model.eval()
     limit = {"truncation": True, "max_length": model.network.config.max_position_embeddings // 2}
     tokens = task.tokenizer(list(texts), **limit)["input_ids"]
-    pooled = []
     device = model.network.device
-    size = BATCH_SENTENCES[device.type]
-    for start in range(0, len(tokens), size):
-        input_ids_BS = pad(tokens[start : start + size], task.tokenizer.pad_token_id).to(device)
+    pooled_BM = torch.empty(len(tokens), model.network.config.d_model)
+    for rows in batches(tokens, device.type):
+        input_ids_BS = pad([tokens[row] for row in rows], task.tokenizer.pad_token_id).to(device)
         mask_BS = (input_ids_BS != task.tokenizer.pad_token_id).long()
         states_BSM = model.network.get_encoder()(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
         real_BS1 = mask_BS[..., None]
-        pooled.append(((states_BSM * real_BS1).sum(1) / real_BS1.sum(1)).float().cpu())
+        pooled_BM[rows] = ((states_BSM * real_BS1).sum(1) / real_BS1.sum(1)).float().cpu()
     model.train(was_training)
-    return torch.cat(pooled)
+    return pooled_BM
 
 
 def _row(provider: str, metric: str, unit: str, values: Sequence[float]) -> Row:

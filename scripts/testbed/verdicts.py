@@ -67,9 +67,10 @@ def recorded(config: Config) -> list[Row]:
 
 
 def file_of(config: Config, method: str) -> Path:
-    """Where the figures per sentence of a method's run with this seed are kept."""
+    """Where the figures per sentence of a method's run with this seed are kept; the baseline's serve both budgets."""
     folder = rows.RESULTS / "sentences" if config.record else Path("outputs") / "comparison" / "sentences"
-    return folder / f"{config.name.replace('/', '_')}-{method}-{config.seed}{suffix(config)}.csv.xz"
+    budget = "" if method == config.comparison.baseline else suffix(config)
+    return folder / f"{config.name.replace('/', '_')}-{method}-{config.seed}{budget}.csv.xz"
 
 
 def compare(config: Config, metric: Metric, figures: Figures) -> float | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configs.schema import load
-from scripts.testbed.generation import BATCH_SENTENCES, texts_of
+from scripts.testbed.generation import BATCH_SENTENCES, batches, texts_of
 from scripts.testbed.launch import compose
 from scripts.testbed.quartet import QuartetModel, build
 from scripts.testbed.tasks.build import build as build_task
@@ -46,6 +46,17 @@ def test_longer_sources_are_cut_where_the_model_ends(parts: tuple[Task, QuartetM
 
 def test_several_batches_are_put_together(parts: tuple[Task, QuartetModel]) -> None:
     task, model = parts
-    many = [f"Haus {n}" for n in range(BATCH_SENTENCES["cpu"] + 3)]
+    many = [f"Haus {n}" for n in range(BATCH_SENTENCES + 3)]
     torch.manual_seed(0)
     assert len(texts_of(model, task.tokenizer, many, config=CONFIG, num_beams=1)) == len(many)
+
+
+def test_a_gpu_gets_batches_of_as_many_tokens_as_it_decodes_at_once() -> None:
+    tokens = [[0] * (1 + row % 300) for row in range(3000)]
+    for device in ("cpu", "cuda"):
+        found = list(batches(tokens, device))
+        assert sorted(row for rows in found for row in rows) == list(range(3000))
+        for rows in found[:-1]:
+            longest = len(tokens[rows[0]])
+            assert len(rows) == BATCH_SENTENCES or (device == "cuda" and len(rows) == (1 << 14) // longest)
+    assert list(batches([], "cpu")) == []
