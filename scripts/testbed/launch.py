@@ -197,14 +197,16 @@ def _start_ranks() -> None:
 
 def _agreed_run_folder(name: str, resume: str, verb: str) -> str:
     """The run's folder, chosen once by the first rank."""
-    chosen: list[Any] = [run_folder(Path("outputs"), name, resume, verb)]
+    chosen: list[Any] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        chosen = [run_folder(Path("outputs"), name, resume, verb)]
     if dist.is_initialized():
         dist.broadcast_object_list(chosen, src=0)
     return str(chosen[0])
 
 
 def run_folder(outputs: Path, name: str, resume: str, verb: str) -> Path:
-    """Choose the folder a run writes to.
+    """Choose the folder a run writes to; a new one is made at once, so that no run started beside takes it too.
 
     Args:
         outputs: Folder of all runs.
@@ -231,9 +233,18 @@ def run_folder(outputs: Path, name: str, resume: str, verb: str) -> Path:
             return unfinished[-1]
     today = outputs / datetime.date.today().isoformat()
     folder, count = today / flat, 2
-    while folder.exists():
+    while not _made(folder):
         folder, count = today / f"{flat}-{count}", count + 1
     return folder
+
+
+def _made(folder: Path) -> bool:
+    """Make a folder; False where it is there already."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _refuse_another_world(config: Config) -> None:

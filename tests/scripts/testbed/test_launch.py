@@ -2,6 +2,7 @@ import datetime
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,14 @@ def make(outputs: Path, date: str, name: str, *, finished: bool) -> Path:
 
 def test_a_new_run_gets_a_new_folder_under_todays_date(tmp_path: Path) -> None:
     assert run_folder(tmp_path, "quartet/demo", "off", "train") == tmp_path / TODAY / "quartet_demo"
-    make(tmp_path, TODAY, "quartet_demo", finished=False)
     assert run_folder(tmp_path, "quartet/demo", "off", "train") == tmp_path / TODAY / "quartet_demo-2"
+
+
+def test_runs_that_start_at_once_get_a_folder_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: run_folder(tmp_path, "quartet/demo", "off", "train"), range(8)))
+    assert len(set(found)) == 8
+    assert all(folder.is_dir() for folder in found)
 
 
 def test_auto_continues_the_unfinished_run_of_this_name_and_no_other(tmp_path: Path) -> None:
@@ -33,7 +40,7 @@ def test_auto_continues_the_unfinished_run_of_this_name_and_no_other(tmp_path: P
     assert run_folder(tmp_path, "quartet/demo", "auto", "train") == tmp_path / TODAY / "quartet_demo"
     unfinished = make(tmp_path, "2026-01-01", "quartet_demo-2", finished=False)
     assert run_folder(tmp_path, "quartet/demo", "auto", "train") == unfinished
-    assert run_folder(tmp_path, "quartet/demo", "auto", "bench") == tmp_path / TODAY / "quartet_demo"
+    assert run_folder(tmp_path, "quartet/demo", "auto", "bench") == tmp_path / TODAY / "quartet_demo-2"
 
 
 def test_a_named_run_is_continued_and_must_exist(tmp_path: Path) -> None:
