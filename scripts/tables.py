@@ -5,6 +5,7 @@ import difflib
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -78,7 +79,7 @@ def regenerate(text: str, *, rows: Sequence[RecordedRow]) -> str:
 
 
 def runs_table(rows: Sequence[RecordedRow], columns: Sequence[str]) -> str:
-    """A Markdown table of a comparison: one line per method, the mean over its seeds and their deviation.
+    """A Markdown table of a comparison: one line per method, the mean over its seeds and their deviation, all p-values.
 
     Args:
         rows: The rows of one experiment, each of a method (its provider) and a seed.
@@ -89,9 +90,9 @@ def runs_table(rows: Sequence[RecordedRow], columns: Sequence[str]) -> str:
     """
     lines = []
     for method, own in _by_method(rows, columns).items():
-        cells = [mean_and_deviation([row.value for row in own if row.metric == column]) for column in columns]
+        cells = [_over_seeds([row for row in own if row.metric == column]) for column in columns]
         lines.append((method, str(len({row.seed for row in own})), *cells))
-    return _with_sources(("Method", "Seeds", *columns), lines, rows)
+    return _with_sources(("Method", "Seeds", *columns), lines, [row for row in rows if row.metric in columns])
 
 
 def methods_table(rows: Sequence[RecordedRow], columns: Sequence[str]) -> str:
@@ -126,8 +127,14 @@ def _by_method(rows: Sequence[RecordedRow], columns: Sequence[str]) -> dict[str,
 def _with_sources(headers: Sequence[str], lines: Sequence[Sequence[str]], rows: Sequence[RecordedRow]) -> str:
     text = ["| " + " | ".join(cells) + " |" for cells in (headers, *lines)]
     text.insert(1, "|" + " --- |" * len(headers))
-    where = "; ".join(f"{device} at {commit}" for device, commit in sorted({(row.device, row.commit) for row in rows}))
-    return "\n".join(text) + f"\n\nMeasured on {where}.\n"
+    devices = [device for device, _ in Counter(row.device for row in rows).most_common()]
+    where = []
+    for device in devices:
+        own = [row for row in rows if row.device == device]
+        commits = ", ".join(sorted({row.commit for row in own}))
+        methods = ", ".join(dict.fromkeys(row.provider for row in own))
+        where.append(f"{device} at {commits}" + (f": {methods}" if device != devices[0] else ""))
+    return "\n".join(text) + f"\n\nMeasured on {'; '.join(where)}.\n"
 
 
 def _value(row: RecordedRow) -> str:
@@ -135,6 +142,12 @@ def _value(row: RecordedRow) -> str:
         return figure(row.value)
     dash = " to " if row.low < 0 else "-"
     return f"{figure(row.value)} ({figure(row.low)}{dash}{figure(row.high)})"
+
+
+def _over_seeds(rows: Sequence[RecordedRow]) -> str:
+    if rows and rows[0].metric.startswith("p_value"):  # which have no meaningful mean
+        return ", ".join(figure(row.value) for row in sorted(rows, key=lambda row: row.seed))
+    return mean_and_deviation([row.value for row in rows])
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

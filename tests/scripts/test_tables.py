@@ -40,12 +40,13 @@ def test_a_timing_shows_its_percentiles() -> None:
 def test_runs_of_several_seeds_become_a_mean_with_a_deviation() -> None:
     seeds = [dataclasses.replace(ROW, seed=seed, value=value) for seed, value in ((1, 30.0), (2, 31.0), (3, 32.0))]
     other = dataclasses.replace(ROW, provider="other", metric="p_value", value=0.25)
+    again = dataclasses.replace(other, seed=2, value=0.5, device="a GPU", commit="def")
     page = PAGE.replace("table: quartet/demo", "runs: quartet/demo columns: bleu p_value")
-    written = regenerate(page, rows=[*seeds, other])
+    written = regenerate(page, rows=[*seeds, again, other])
     assert "| moe | 3 | 31.0 +- 1 | - |" in written
-    assert "| other | 1 | - | 0.25 |" in written
-    assert "Measured on a CPU at abc." in written
-    assert regenerate(written, rows=[*seeds, other]) == written
+    assert "| other | 2 | - | 0.25, 0.5 |" in written
+    assert "Measured on a CPU at abc; a GPU at def: other." in written
+    assert regenerate(written, rows=[*seeds, again, other]) == written
     with pytest.raises(ValueError, match="no row of quartet/demo has the metric 'bleu_seen'"):
         runs_table(seeds, ["bleu_seen"])
     with pytest.raises(ValueError, match="no rows of quartet/demo"):
