@@ -12,7 +12,7 @@ Source: not in the paper, whose model is for GPUs; the term of the register bloc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,11 +41,14 @@ STAGE_CYCLES = {"add": 1.0, "mul": 1.0, "mask": 2.0, "relu": 1.0, "exp_minus": 1
 FUNCTION_CYCLES = 22.0  # of an activation or the derivative of one
 EXP_CYCLES = 12.0
 CUT_ENTRIES = 35  # of a row, computed though they are masked: half of a register block
-FP32_BYTES = 4
+FP32_BYTES, BF16_BYTES = 4, 2
 VALUE_PASSES = 3
 NEAR_BYTES_PER_CYCLE = 64  # of a core's second cache
 FAR_BYTES_PER_CYCLE = 12  # of the cache that cores share
 FAR_SHARE = 0.1  # of what is read again, that comes from memory and not from the cores' common cache
+
+ProductCycles = Callable[[int, int, int, int], float]
+"""Rows, columns and depth of a product of tiles, and how many tiles of its value are kept -> its cycles."""
 
 
 def step_cycles(rows: int, vectors: int) -> float:
@@ -115,11 +118,11 @@ class CpuModel:
             self._terms[key] = _Terms(program, repeats(chain, program), packings, live)
         terms = self._terms[key]
         in_unit = self.device.arch == "amx" and matrix_unit.suits(chain, tiles, turning)
-        micro = None if in_unit else best_micro(chain, schedule, self.device)
+        product = self._in_unit(tiles, rounds, terms) if in_unit else self._in_registers(schedule)
         cycles, moved_bytes = sum(self._packing_cycles(*x, rounds, in_unit) for x in terms.packings.items()), 0.0
         for repeat in terms.repeats:
             num_live = math.prod(rounds[letter] for letter in terms.live.get(repeat.statement.tensor, ""))
-            cycles += self._cycles(repeat, tiles, rounds, micro, num_live)
+            cycles += self._cycles(repeat, tiles, rounds, product, num_live)
             moved_bytes += self._far_bytes(repeat, tiles, rounds)
         blocks = math.prod(chain.sizes[letter] for letter in chain.batch)
         for letter, extent in terms.program.grid:
@@ -141,30 +144,44 @@ class CpuModel:
         """Of a core's second cache, for one of the things that it holds."""
         return self.device.shared_bytes_per_block / 2
 
+    def _in_registers(self, schedule: Schedule) -> ProductCycles:
+        """Cycles of a product of tiles by the register block that suits a schedule best."""
+        micro, width = best_micro(self.chain, schedule, self.device), self.device.warp_size
+
+        def cycles(rows: int, cols: int, depth: int, num_live: int) -> float:
+            return _tile_cycles(rows, cols, depth, micro, width) + self._far_cycles(rows, cols, depth, micro, num_live)
+
+        return cycles
+
+    def _in_unit(self, tiles: Mapping[str, int], rounds: Mapping[str, int], terms: _Terms) -> ProductCycles:
+        """Cycles of a product of tiles by the matrix unit, beside all tiles of a block."""
+        held_bytes = 0
+        for product in self.chain.products:
+            rows, cols, depth = self._clipped(_shape(self.chain, product.out), tiles)
+            num_live = math.prod(rounds[letter] for letter in terms.live.get(product.out, ""))
+            held_bytes += FP32_BYTES * rows * cols * num_live + BF16_BYTES * rows * depth
+        far = matrix_unit.far_share(held_bytes, self.device.shared_bytes_per_block)
+        return lambda rows, cols, depth, _: matrix_unit.cycles(rows, cols, depth, far)
+
     def _cycles(
         self,
         repeat: Repeats,
         tiles: Mapping[str, int],
         rounds: Mapping[str, int],
-        micro: tuple[int, int] | None,
+        product: ProductCycles,
         num_live: int,
     ) -> float:
-        """Of a statement with a register block, or with the matrix unit; several tiles of its value may be kept."""
+        """Of a statement; several tiles of its value may be kept."""
         chain, statement = self.chain, repeat.statement
         times = math.prod(rounds[letter] for letter in repeat.around)
-        width = self.device.warp_size
         if statement.kind == "C":
-            rows, cols, depth = self._clipped(_shape(chain, statement.tensor), tiles)
-            if micro is None:
-                return times * self._kept(statement.tensor) * matrix_unit.cycles(rows, cols, depth)
-            near = _tile_cycles(rows, cols, depth, micro, width)
-            far = self._far_cycles(rows, cols, depth, micro, num_live)
-            return times * self._kept(statement.tensor) * (near + far)
+            shape = self._clipped(_shape(chain, statement.tensor), tiles)
+            return times * self._kept(statement.tensor) * product(*shape, num_live)
         if statement.kind == "F":
             rows, cols, _ = self._clipped(_shape(chain, statement.tensor), tiles)
             cost, row_cost = _pass_cycles(chain, statement.tensor)
-            kept = self._kept(statement.tensor)
-            return times * kept * rows * (row_cost + cost * math.ceil(cols / width))
+            vectors = math.ceil(cols / self.device.warp_size)
+            return times * self._kept(statement.tensor) * rows * (row_cost + cost * vectors)
         return 0.0
 
     def _packing_cycles(self, name: str, packing: Packing, rounds: Mapping[str, int], in_unit: bool) -> float:

@@ -12,10 +12,13 @@ COLUMNS = 16
 TILE_BYTES = 1024
 TILE_CYCLES = 16  # of multiplying two tiles
 SIDE = 2  # tiles of a block of sums, each way: they and their operands take all eight registers
-FIRST_BYTES_PER_CYCLE, SECOND_BYTES_PER_CYCLE = 128, 40  # of a core's caches
-FIRST_BYTES = 32 << 10  # of the first cache, that operands may fill
+FIRST_BYTES_PER_CYCLE, SECOND_BYTES_PER_CYCLE = 64, 32  # of a core's caches
+FAR_BYTES_PER_CYCLE = 12  # of the cache that cores share
+FIRST_BYTES = 24 << 10  # of the first cache, that operands may fill and stay
+ALL_STAYS, NONE_STAYS = 0.25, 1.8  # of the second cache: tiles that fill no more stay in it, that fill more do not
 OVERLAP = 0.7  # of reading and multiplying, the share of the shorter one that hides behind the other
 ROUND_CYCLES = 5  # of rounding a tile's row of a left operand, or of copying it
+ROUNDED_BYTES = DEPTH * (4 + 2)  # read and written by that
 
 
 def suits(chain: Chain, tiles: Mapping[str, int], turning: str) -> bool:
@@ -51,7 +54,20 @@ def suits(chain: Chain, tiles: Mapping[str, int], turning: str) -> bool:
     return all(len(overs) == 1 and (name not in values or column[name] in overs) for name, overs in along.items())
 
 
-def cycles(rows: int, cols: int, depth: int) -> float:
+def far_share(held_bytes: float, cache_bytes: float) -> float:
+    """The share of what the unit reads and writes that lies behind a core's second cache.
+
+    Args:
+        held_bytes: Of all tiles that a block works on.
+        cache_bytes: Of the second cache.
+
+    Source: our measurement; caches are not filled in order, so the share grows with the tiles.
+    """
+    filled = held_bytes / cache_bytes
+    return min(1.0, max(0.0, (filled - ALL_STAYS) / (NONE_STAYS - ALL_STAYS)))
+
+
+def cycles(rows: int, cols: int, depth: int, far: float) -> float:
     """Cycles of a product of tiles by the unit, with the rounding of its left operand.
 
     Panels of columns turn outside, blocks of rows inside: a panel stays in the first cache if it has room there, and
@@ -61,18 +77,21 @@ def cycles(rows: int, cols: int, depth: int) -> float:
         rows: Of the left operand's tile.
         cols: Of the right one's.
         depth: Of the sum.
+        far: Share of what is not in the first cache that is not in the second one either.
 
     Source: not in the paper.
     """
     down, across, steps = -(-rows // ROWS), -(-cols // COLUMNS), -(-depth // DEPTH)
     panels, blocks = -(-across // SIDE), -(-down // SIDE)
     panel_bytes, left_bytes = SIDE * steps * TILE_BYTES, down * steps * TILE_BYTES
-    first, second = 1 / FIRST_BYTES_PER_CYCLE, 1 / SECOND_BYTES_PER_CYCLE
+    first, extra = 1 / FIRST_BYTES_PER_CYCLE, far * (1 / FAR_BYTES_PER_CYCLE - 1 / SECOND_BYTES_PER_CYCLE)
+    second = 1 / SECOND_BYTES_PER_CYCLE + extra
     right_again = first if panel_bytes <= FIRST_BYTES else second
     left_again = first if left_bytes + panel_bytes <= FIRST_BYTES else second
     right = across * steps * TILE_BYTES * (second + (blocks - 1) * right_again)
     left = left_bytes * (second + (panels - 1) * left_again)
-    sums = down * across * TILE_BYTES * (first if rows * cols * 4 <= FIRST_BYTES else second)
+    sums = down * across * TILE_BYTES * second
     multiply = down * across * steps * TILE_CYCLES
     longer, shorter = max(multiply, left + right), min(multiply, left + right)
-    return longer + (1 - OVERLAP) * shorter + sums + rows * steps * ROUND_CYCLES
+    rounding = rows * steps * (ROUND_CYCLES + ROUNDED_BYTES * extra)
+    return longer + (1 - OVERLAP) * shorter + sums + rounding

@@ -43,10 +43,10 @@ def test_gradients_of_attention_suit_it_and_a_value_that_a_product_reads_column_
 def test_cycles_grow_with_the_work_and_are_no_less_than_multiplying_takes():
     for rows, cols, depth in ((32, 32, 32), (64, 512, 64), (17, 33, 100), (256, 256, 1024)):
         tiles = -(-rows // 16) * -(-cols // 16) * -(-depth // 32)
-        found = matrix_unit.cycles(rows, cols, depth)
+        found = matrix_unit.cycles(rows, cols, depth, 0.0)
         assert found >= tiles * matrix_unit.TILE_CYCLES
-        assert matrix_unit.cycles(2 * rows, cols, depth) > found
-        assert matrix_unit.cycles(rows, cols, 2 * depth) > found
+        assert matrix_unit.cycles(2 * rows, cols, depth, 0.0) > found
+        assert matrix_unit.cycles(rows, cols, 2 * depth, 0.0) > found
 
 
 def test_the_model_takes_the_unit_for_faster_than_vectors():
