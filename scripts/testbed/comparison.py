@@ -135,10 +135,11 @@ def score(
     values["updates"] = float(config.trainer.max_steps), "count"
     values["parameters"] = float(sum(p.numel() for p in model.network.parameters())), "count"
     found = tuple(
-        Row(provider=comparison.method, metric=metric + verdicts.suffix(config), unit=own_unit, value=value)
+        Row(provider=comparison.method, metric=metric, unit=own_unit, value=value)
         for metric, (value, own_unit) in values.items()
     )
     found += robust.rows + (probing.rows(config, task, model) if comparison.probes else ())
+    found = tuple(dataclasses.replace(row, metric=row.metric + verdicts.suffix(config)) for row in found)
     ratio = verdicts.step_time_ratio(config)
     if config.comparison.budget == "updates" and ratio is not None and ratio <= SAME_TIME:
         found += (Row(provider=comparison.method, metric=f"{name}_equal_time", unit=unit, value=values[name][0]),)

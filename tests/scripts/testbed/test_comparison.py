@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs.schema import Config, load
-from scripts.testbed import comparison
+from scripts.testbed import comparison, verdicts
 from scripts.testbed.launch import Run, compose
 from scripts.testbed.tasks import edits
 from scripts.testbed.tasks.scores import Metric
@@ -43,3 +43,14 @@ def test_what_is_scored_does_not_decide_which_trained_weights_are_taken(tmp_path
     config = config_of()
     longer = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=7))
     assert comparison.home(longer, run) not in homes
+
+
+def test_a_run_of_equal_time_leaves_the_figures_of_equal_updates_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "step_time_ratio", lambda config: 2.0)
+    config = config_of("objective=word_dropout", "comparison.budget=time", "comparison.probes=true")
+    outcome = comparison.train(config, Run(folder=tmp_path, rank=0))
+    metrics = {row.metric for row in outcome.rows}
+    assert {"gleu_equal_time", "gleu_seen_equal_time", "probe_length_equal_time"} <= metrics
+    assert all(metric.endswith("_equal_time") for metric in metrics)
