@@ -14,8 +14,8 @@ from fusion.plan.schedule import schedule
 TILES = {"M": 32, "N": 64, "K": 32, "H": 32}
 
 
-def chain_of(dtype="bf16"):
-    return gemm_chain(M=256, N=256, K=128, H=128, dtype=dtype)
+def chain_of(dtype="bf16", M=256, N=256):
+    return gemm_chain(M=M, N=N, K=128, H=128, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
@@ -47,6 +47,26 @@ def test_cycles_grow_with_the_work_and_are_no_less_than_multiplying_takes():
         assert found >= tiles * matrix_unit.TILE_CYCLES
         assert matrix_unit.cycles(2 * rows, cols, depth, 0.0) > found
         assert matrix_unit.cycles(rows, cols, 2 * depth, 0.0) > found
+
+
+def test_what_lies_far_costs_more_and_small_tiles_are_near():
+    cache_bytes = 2 << 20
+    shares = [matrix_unit.far_share(held << 16, cache_bytes) for held in range(1, 80)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0
+    near, half, far = (matrix_unit.cycles(256, 512, 128, share) for share in (0.0, 0.5, 1.0))
+    assert near < half < far
+
+
+def test_the_model_prefers_tiles_that_stay_near():
+    device = replace(load_device("cpu"), arch="amx", shared_bytes_per_block=2 << 20)
+    chain = chain_of(M=2048, N=512)
+    model = CpuModel(chain, device)
+    near, far = (
+        model.predict(schedule(chain, "mn(k,h)", {"M": rows, "N": 512, "K": 128, "H": 128})) for rows in (64, 2048)
+    )
+    assert near.compute_us < far.compute_us
 
 
 def test_the_model_takes_the_unit_for_faster_than_vectors():
