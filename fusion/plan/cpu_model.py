@@ -44,7 +44,6 @@ CUT_ENTRIES = 35  # of a row, computed though they are masked: half of a registe
 FP32_BYTES, BF16_BYTES = 4, 2
 VALUE_PASSES = 3
 NEAR_BYTES_PER_CYCLE = 64  # of a core's second cache
-FAR_BYTES_PER_CYCLE = 12  # of the cache that cores share
 FAR_SHARE = 0.1  # of what is read again, that comes from memory and not from the cores' common cache
 
 ProductCycles = Callable[[int, int, int, int], float]
@@ -89,6 +88,10 @@ class _Terms:
     packings: Mapping[str, Packing]
     live: Mapping[str, str]
 
+    def num_live(self, value: str, rounds: Mapping[str, int]) -> int:
+        """How many tiles of a value are kept at once."""
+        return math.prod(rounds[letter] for letter in self.live.get(value, ""))
+
 
 class CpuModel:
     """The model of a chain on a CPU; what expressions and turning loops decide is worked out once for each."""
@@ -121,8 +124,7 @@ class CpuModel:
         product = self._in_unit(tiles, rounds, terms) if in_unit else self._in_registers(schedule)
         cycles, moved_bytes = sum(self._packing_cycles(*x, rounds, in_unit) for x in terms.packings.items()), 0.0
         for repeat in terms.repeats:
-            num_live = math.prod(rounds[letter] for letter in terms.live.get(repeat.statement.tensor, ""))
-            cycles += self._cycles(repeat, tiles, rounds, product, num_live)
+            cycles += self._cycles(repeat, tiles, rounds, product, terms.num_live(repeat.statement.tensor, rounds))
             moved_bytes += self._far_bytes(repeat, tiles, rounds)
         blocks = math.prod(chain.sizes[letter] for letter in chain.batch)
         for letter, extent in terms.program.grid:
@@ -158,8 +160,7 @@ class CpuModel:
         held_bytes = 0
         for product in self.chain.products:
             rows, cols, depth = self._clipped(_shape(self.chain, product.out), tiles)
-            num_live = math.prod(rounds[letter] for letter in terms.live.get(product.out, ""))
-            held_bytes += FP32_BYTES * rows * cols * num_live + BF16_BYTES * rows * depth
+            held_bytes += FP32_BYTES * rows * cols * terms.num_live(product.out, rounds) + BF16_BYTES * rows * depth
         far = matrix_unit.far_share(held_bytes, self.device.shared_bytes_per_block)
         return lambda rows, cols, depth, _: matrix_unit.cycles(rows, cols, depth, far)
 
@@ -206,7 +207,7 @@ class CpuModel:
             far_bytes += FP32_BYTES * cols * depth * (math.ceil(rows / micro[0]) - 1)
         if value_bytes * num_live > self._room_bytes:
             far_bytes += value_bytes * VALUE_PASSES
-        return far_bytes / FAR_BYTES_PER_CYCLE + value_bytes * VALUE_PASSES / NEAR_BYTES_PER_CYCLE
+        return far_bytes / matrix_unit.FAR_BYTES_PER_CYCLE + value_bytes * VALUE_PASSES / NEAR_BYTES_PER_CYCLE
 
     def _clipped(self, shape: tuple[str, str, str], tiles: Mapping[str, int]) -> tuple[int, int, int]:
         row, column, over = (min(tiles[letter], self._sizes[letter]) for letter in shape)

@@ -75,16 +75,16 @@ def pooled_states(model: QuartetModel, task: Translation, texts: Sequence[str]) 
     model.eval()
     limit = {"truncation": True, "max_length": model.network.config.max_position_embeddings // 2}
     tokens = task.tokenizer(list(texts), **limit)["input_ids"]
-    device = model.network.device
-    pooled_BM = torch.empty(len(tokens), model.network.config.d_model)
+    device, pooled, order = model.network.device, [], []
     for rows in batches(tokens, device.type):
         input_ids_BS = pad([tokens[row] for row in rows], task.tokenizer.pad_token_id).to(device)
         mask_BS = (input_ids_BS != task.tokenizer.pad_token_id).long()
         states_BSM = model.network.get_encoder()(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
         real_BS1 = mask_BS[..., None]
-        pooled_BM[rows] = ((states_BSM * real_BS1).sum(1) / real_BS1.sum(1)).float().cpu()
+        pooled.append(((states_BSM * real_BS1).sum(1) / real_BS1.sum(1)).float().cpu())
+        order += rows
     model.train(was_training)
-    return pooled_BM
+    return torch.cat(pooled)[torch.tensor(order).argsort()]
 
 
 def _row(provider: str, metric: str, unit: str, values: Sequence[float]) -> Row:

@@ -137,4 +137,5 @@ def test_a_gpu_trains_by_every_kind_of_objective(task: Task, objective: str) -> 
     config = load(compose("train", ["experiment=bliss/multi30k", "debug=smoke", f"objective={objective}"]))
     model = quartet.build(config, task, moe=False).train().cuda()
     model(**{name: value.cuda() for name, value in batch(task).items()})["loss"].backward()
-    assert all(bool(p.grad.isfinite().all()) for p in model.network.parameters() if p.grad is not None)
+    gradients = [p.grad for p in model.network.parameters() if p.requires_grad]
+    assert all(grad is not None and bool(grad.isfinite().all()) for grad in gradients)
